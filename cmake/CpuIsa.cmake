@@ -1,0 +1,34 @@
+# filbert_cpu_kernels(<target> <file>...): compiles each kernel file once per instruction set.
+#
+# Every copy lives in its own namespace (FILBERT_ISA), and kernel files use nothing that a linker
+# may merge across copies, so code for a newer processor can never run on an older one.
+# csrc/cpu/isa.cpp lists the copies and picks one by cpuid.
+
+set(FILBERT_ISA_base_FLAGS "")
+set(FILBERT_ISA_avx2_FLAGS -mavx2 -mfma)
+set(FILBERT_ISA_avx512_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512)
+set(FILBERT_ISA_avx512_bf16_FLAGS ${FILBERT_ISA_avx512_FLAGS} -mavx512bf16)
+# 512-bit vectors and bf16 pairs spelled in portable code: the tests of the widest kernels run on
+# processors that do not have them.
+set(FILBERT_ISA_emulated_FLAGS -DFILBERT_VECTOR_BYTES=64 -DFILBERT_TILE_ROWS=12 -DFILBERT_BF16_PAIRS=1)
+
+set(FILBERT_ISAS base)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
+  list(APPEND FILBERT_ISAS avx2 avx512 avx512_bf16)
+endif()
+if(FILBERT_EMULATED_ISA)
+  list(APPEND FILBERT_ISAS emulated)
+endif()
+
+function(filbert_cpu_kernels target)
+  foreach(isa IN LISTS FILBERT_ISAS)
+    add_library(${target}_${isa} OBJECT ${ARGN})
+    target_include_directories(${target}_${isa} PRIVATE csrc)
+    target_compile_definitions(${target}_${isa} PRIVATE FILBERT_ISA=${isa})
+    target_compile_options(${target}_${isa} PRIVATE
+      -O3 -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno ${FILBERT_ISA_${isa}_FLAGS})
+    target_link_libraries(${target} PRIVATE ${target}_${isa})
+    string(TOUPPER ${isa} upper)
+    target_compile_definitions(${target} PRIVATE FILBERT_HAVE_${upper}=1)
+  endforeach()
+endfunction()

@@ -1,0 +1,33 @@
+#pragma once
+
+#include "args/common.h"
+
+namespace filbert {
+
+// Packed variable-length attention. T* are rows of all sequences together, B sequences, H heads of
+// D elements. Strides count elements; the last dimension of q, k, v and out is contiguous.
+struct AttnVarlenArgs {
+  DType dtype;                // of q, k, v, out
+  const void* q;              // [Tq, H, D]
+  const void* k;              // [Tk, H, D]
+  const void* v;              // [Tk, H, D]
+  void* out;                  // [Tq, H, D]
+  float* lse;                 // [H, Tq]
+  const int32_t* cu_q;        // [B + 1]
+  const int32_t* cu_k;        // [B + 1]
+  const float* alibi_slopes;  // [H] or null
+  const float* key_bias;      // [Tk] or null
+  int64_t q_row, q_head;      // strides of q
+  int64_t k_row, k_head;
+  int64_t v_row, v_head;
+  int64_t out_row, out_head;
+  int64_t rows_q;        // Tq
+  int64_t sequences;     // B
+  int64_t heads;         // H
+  int64_t dim;           // D, a multiple of 8, at most 128
+  int64_t window_left;   // keys visible before the query's place, or -1 for all
+  int64_t window_right;  // and after
+  float scale;
+};
+
+}  // namespace filbert

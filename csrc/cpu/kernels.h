@@ -1,0 +1,60 @@
+// The CPU kernels as the rest of filbert sees them: one table per instruction set.
+#pragma once
+
+#include "args/attn_varlen.h"
+#include "args/bias_gelu.h"
+#include "args/norm_residual.h"
+
+namespace filbert {
+
+// One unit of attention work: some query rows of some heads of one sequence.
+struct AttnTask {
+  int32_t sequence;
+  int32_t head_begin, head_end;
+  int32_t q_begin, q_end;  // rows counted from the sequence's first
+};
+
+// Each instruction set defines these in its own namespace (csrc/cpu/*_kernel.cpp).
+#define FILBERT_DECLARE_KERNELS(isa)                                                           \
+  namespace isa {                                                                              \
+  int64_t attn_varlen_scratch(const AttnVarlenArgs& args, int64_t longest_k); /* bytes */      \
+  void attn_varlen_task(const AttnVarlenArgs& args, const AttnTask& task, void* scratch);      \
+  void norm_residual_rows(const NormResidualArgs& args, int64_t begin, int64_t end, float* row); \
+  void bias_gelu_rows(const BiasGeluArgs& args, int64_t begin, int64_t end);                   \
+  extern const int vector_bytes;                                                               \
+  extern const bool bf16_pairs;                                                                \
+  }
+
+FILBERT_DECLARE_KERNELS(base)
+FILBERT_DECLARE_KERNELS(avx2)
+FILBERT_DECLARE_KERNELS(avx512)
+FILBERT_DECLARE_KERNELS(avx512_bf16)
+FILBERT_DECLARE_KERNELS(emulated)
+
+struct CpuKernels {
+  const char* isa;
+  int vector_bytes;
+  bool bf16_pairs;  // bfloat16 products two at a time
+  decltype(&base::attn_varlen_scratch) attn_varlen_scratch;
+  decltype(&base::attn_varlen_task) attn_varlen_task;
+  decltype(&base::norm_residual_rows) norm_residual_rows;
+  decltype(&base::bias_gelu_rows) bias_gelu_rows;
+};
+
+#define FILBERT_EXPORT __attribute__((visibility("default")))
+
+// The table in use: the best for this processor, or what FILBERT_CPU_ISA / select_isa asked for.
+FILBERT_EXPORT const CpuKernels& cpu_kernels();
+
+// Lets another instruction set take over; false if this build or processor has no such one.
+FILBERT_EXPORT bool select_isa(const char* name);
+
+// Runnable tables, best first; the emulated one comes last. Null-terminated.
+FILBERT_EXPORT const CpuKernels* const* runnable_isas();
+
+// Drivers: split one call into tasks and run them over the pool.
+void attn_varlen_cpu(const AttnVarlenArgs& args);
+void norm_residual_cpu(const NormResidualArgs& args);
+void bias_gelu_cpu(const BiasGeluArgs& args);
+
+}  // namespace filbert

@@ -1,0 +1,23 @@
+// Every operator schema of filbert, and nothing else. Implementations register in csrc/torch.
+// T rows of all sequences together, B sequences, H heads, D elements a head, N hidden width.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(filbert, m) {
+  // q [Tq,H,D], k and v [Tk,H,D], cu_seqlens [B+1], slopes [H], key_bias [Tk] -> out [Tq,H,D], lse [H,Tq]
+  m.def(
+      "attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+      "SymInt max_seqlen_q, SymInt max_seqlen_k, float scale, Tensor? alibi_slopes=None, "
+      "SymInt window_left=-1, SymInt window_right=-1, Tensor? key_bias=None) -> (Tensor out, Tensor lse)");
+
+  // x and residual [T,N], bias, weight and beta [N] -> [T,N]
+  m.def(
+      "norm_residual(Tensor x, Tensor? bias, Tensor? residual, Tensor weight, Tensor beta, float eps) "
+      "-> Tensor");
+  // the same, written over x
+  m.def(
+      "norm_residual_(Tensor(a!) x, Tensor? bias, Tensor? residual, Tensor weight, Tensor beta, float eps) "
+      "-> ()");
+
+  // x [T,N] overwritten, bias [N]; approximate is "none" or "tanh"
+  m.def("bias_gelu_(Tensor(a!) x, Tensor? bias=None, str approximate='none') -> ()");
+}

@@ -1,0 +1,242 @@
+"""attn_varlen against float64 attention, sequence by sequence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import DTYPES, LENGTHS, normal, offsets
+from tolerances import assert_close_to_native, assert_exact
+
+from filbert import attn_varlen, reference
+
+
+def qkv_views(rows: int, heads: int, dim: int, dtype: torch.dtype, seed: int = 0):
+    """q, k and v as views of one ``[T, 3, H, D]`` buffer, as a fused QKV GEMM leaves them."""
+    return normal(rows, 3, heads, dim, dtype=dtype, seed=seed).unbind(1)
+
+
+def check(q, k, v, cu_q, cu_k, **features):
+    scale = features.pop("scale", q.shape[-1] ** -0.5)
+    out, lse = attn_varlen(q, k, v, cu_q, cu_k, 0, 0, scale, **features)
+    wide = {n: t.double() if isinstance(t, torch.Tensor) else t for n, t in features.items()}
+    exact = reference.attn_varlen(
+        q.double(), k.double(), v.double(), cu_q, cu_k, 0, 0, scale, **wide
+    )
+    native = reference.attn_varlen(q, k, v, cu_q, cu_k, 0, 0, scale, **features)
+    assert out.dtype == q.dtype
+    assert lse.dtype == torch.float32
+    if q.dtype == torch.bfloat16:
+        # The reference keeps its weights in float32; PyTorch's bfloat16 attention rounds them too.
+        native = (native_bf16(q, k, v, cu_q, cu_k, scale, **features), native[1])
+    assert_close_to_native(out, native[0], exact[0])
+    assert_close_to_native(lse, native[1], exact[1])
+    return out, lse
+
+
+def native_bf16(q, k, v, cu_q, cu_k, scale, **features):
+    """The reference with its softmax weights rounded to bfloat16, as unfused bfloat16 code has them."""
+    out = torch.zeros_like(q)
+    eye = torch.eye(int(k.shape[0]))
+    rows = eye[:, None, :].expand(-1, q.shape[1], -1)  # V = identity reads the weights off
+    weights, _ = reference.attn_varlen(
+        q.float(), k.float(), rows, cu_q, cu_k, 0, 0, scale, **features
+    )
+    out[:] = torch.einsum("qhk,khd->qhd", weights.bfloat16().float(), v.float()).bfloat16()
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_lengths(backend, dtype, lengths):
+    q, k, v = qkv_views(sum(lengths), 2, 64, dtype)
+    check(q, k, v, offsets(lengths), offsets(lengths))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", range(8, 129, 8))
+def test_head_dims(backend, dtype, dim):
+    lengths = [19, 40, 1]
+    q, k, v = qkv_views(sum(lengths), 3, dim, dtype)
+    check(q, k, v, offsets(lengths), offsets(lengths))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_query_and_key_segments_differ(backend, dtype):
+    lengths_q, lengths_k = [1, 7, 0, 33, 4], [9, 3, 5, 70, 0]
+    q = normal(sum(lengths_q), 2, 32, dtype=dtype)
+    k, v, _ = qkv_views(sum(lengths_k), 2, 32, dtype, seed=1)
+    out, lse = check(q, k, v, offsets(lengths_q), offsets(lengths_k))
+    assert (out[-4:] == 0).all()  # the last sequence has queries and no keys
+    assert (lse[:, -4:] == -torch.inf).all()
+
+
+def test_rows_past_the_end_are_zero(backend):
+    q, k, v = qkv_views(20, 2, 16, torch.float32)
+    out, lse = check(q, k, v, offsets([4, 5]), offsets([4, 5]))
+    assert (out[9:] == 0).all()
+    assert (lse[:, 9:] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("window", [(-1, 0), (3, 5), (0, 0), (-1, -1), (600, 0)], ids=str)
+@pytest.mark.parametrize("alibi", [False, True], ids=["flat", "alibi"])
+@pytest.mark.parametrize("biased", [False, True], ids=["nobias", "keybias"])
+def test_biases_and_windows(backend, dtype, window, alibi, biased):
+    lengths_q, lengths_k = [9, 30, 2], [9, 41, 600]
+    q = normal(sum(lengths_q), 2, 32, dtype=dtype)
+    k, v, _ = qkv_views(sum(lengths_k), 2, 32, dtype, seed=1)
+    key_bias = normal(sum(lengths_k), seed=2)
+    key_bias[::5] = -torch.inf
+    key_bias[:9] = -torch.inf  # the first sequence sees nothing at all
+    check(
+        q, k, v, offsets(lengths_q), offsets(lengths_k), window=window,
+        alibi_slopes=torch.tensor([0.5, 0.125]) if alibi else None,
+        key_bias=key_bias if biased else None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3, 2.0])
+def test_any_scale(backend, scale):
+    q, k, v = qkv_views(30, 1, 16, torch.float32)
+    check(q, k, v, offsets([30]), offsets([30]), scale=scale)
+
+
+def test_layouts_give_the_same_bits(backend):
+    """[T, 3, H, D], [T, H, 3, D], separate tensors, odd strides: only addresses differ."""
+    lengths = [5, 33, 12]
+    cu = offsets(lengths)
+    q, k, v = (t.contiguous() for t in qkv_views(50, 2, 24, torch.float32))
+    expected = attn_varlen(q, k, v, cu, cu, 0, 0, 0.2)
+    interleaved = torch.stack((q, k, v), dim=2).unbind(2)
+    odd = torch.zeros(50, 2, 3 * 24 + 1)  # row stride no multiple of 8: copied, not misread
+    for i, t in enumerate((q, k, v)):
+        odd[..., i * 24 : (i + 1) * 24] = t
+    transposed = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (q, k, v)]
+    strided_dim = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v)]
+    for views in (interleaved, odd[..., :72].split(24, -1), transposed, strided_dim):
+        for ours, want in zip(attn_varlen(*views, cu, cu, 0, 0, 0.2), expected, strict=True):
+            assert_exact(ours, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_neighbours_cannot_leak(backend, dtype, poison):
+    """A sequence is bitwise the same alone and between neighbours full of NaN or Inf."""
+    lengths = [7, 33, 12, 70, 3]
+    cu = offsets(lengths)
+    q, k, v = (t.clone() for t in qkv_views(sum(lengths) + 2, 2, 64, dtype))
+    kept = slice(int(cu[2]), int(cu[3]))
+    alone = attn_varlen(q[kept], k[kept], v[kept], offsets([12]), offsets([12]), 0, 0, 0.125)
+    for t in (q, k, v):
+        rest = torch.ones(t.shape[0], dtype=torch.bool)
+        rest[kept] = False
+        t[rest] = poison
+    out, lse = attn_varlen(q, k, v, cu, cu, 0, 0, 0.125)
+    assert_exact(out[kept], alone[0])
+    assert_exact(lse[:, kept], alone[1])
+
+
+def test_own_nan_is_not_hidden(backend):
+    q, k, v = (t.clone() for t in qkv_views(20, 1, 16, torch.float32))
+    v[3, 0, 5] = float("nan")
+    k[15, 0, 0] = float("nan")
+    out, _ = attn_varlen(q, k, v, offsets([10, 10]), offsets([10, 10]), 0, 0, 0.25)
+    assert out[:10, 0, 5].isnan().all()
+    assert out[:10, 0, :5].isfinite().all()
+    assert out[10:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_scores(backend, dtype):
+    """Scores of several thousand: the softmax is one-hot and nothing overflows."""
+    q, k, v = qkv_views(50, 1, 16, dtype)
+    out, lse = check(q * 60, k * 60, v, offsets([20, 30]), offsets([20, 30]), scale=1.0)
+    assert out.isfinite().all()
+    assert lse.isfinite().all()
+
+
+def test_threads_do_not_change_bits(threads):
+    lengths = [300, 2, 90, 90, 17]
+    q, k, v = qkv_views(sum(lengths), 3, 32, torch.float32)
+    cu = offsets(lengths)
+    out, _ = attn_varlen(q, k, v, cu, cu, 0, 0, 0.17)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = torch.cat(
+        [
+            attn_varlen(q[a:b], k[a:b], v[a:b], offsets([b - a]), offsets([b - a]), 0, 0, 0.17)[0]
+            for a, b in zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True)
+        ]
+    )
+    torch.set_num_threads(before)
+    assert_exact(out, alone)
+
+
+REFUSALS = {
+    "dtype": (dict(q=torch.zeros(4, 2, 8, dtype=torch.float64)), "dtype of q"),
+    "fp16": (dict(q=torch.zeros(4, 2, 8, dtype=torch.float16)), "float32 or bfloat16"),
+    "mixed": (dict(k=torch.zeros(4, 2, 8, dtype=torch.bfloat16)), "dtype of k"),
+    "rank": (dict(q=torch.zeros(4, 16)), r"got \[4, 16\]; need \[T, H, D\]"),
+    "heads": (dict(k=torch.zeros(4, 3, 8)), "same heads"),
+    "value_rows": (dict(v=torch.zeros(5, 2, 8)), "rows of v; got 5"),
+    "head_dim": (dict(zip("qkv", torch.zeros(3, 4, 2, 12), strict=True)), "multiple of 8"),
+    "head_dim_large": (dict(zip("qkv", torch.zeros(3, 4, 2, 136), strict=True)), "at most 128"),
+    "start": (dict(cu_seqlens_q=torch.tensor([1, 4], dtype=torch.int32)), "first offset of 0"),
+    "falls": (dict(cu_seqlens_k=torch.tensor([0, 3, 2], dtype=torch.int32)), "as many sequences"),
+    "falls_both": (
+        dict(
+            cu_seqlens_q=torch.tensor([0, 3, 2], dtype=torch.int32),
+            cu_seqlens_k=torch.tensor([0, 2, 4], dtype=torch.int32),
+        ),
+        "cu_seqlens_q; got 3 then 2 at place 2",
+    ),
+    "exceeds": (dict(cu_seqlens_k=torch.tensor([0, 9], dtype=torch.int32)), "within the packed rows"),
+    "int64": (dict(cu_seqlens_q=torch.tensor([0, 4])), "need int32"),
+    "no_offsets": (dict(cu_seqlens_q=torch.zeros(0, dtype=torch.int32)), "leading 0"),
+    "slopes": (dict(alibi_slopes=torch.zeros(3)), "alibi_slopes"),
+    "slopes_dtype": (dict(alibi_slopes=torch.zeros(2, dtype=torch.float64)), "alibi_slopes"),
+    "bias": (dict(key_bias=torch.zeros(3)), "key_bias"),
+    "window": (dict(window=(-2, 0)), "window"),
+    "device": (dict(cu_seqlens_q=torch.zeros(2, dtype=torch.int32, device="meta")), "got device meta"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_refuses(change, message):
+    good = dict(
+        zip("qkv", torch.zeros(3, 4, 2, 8), strict=True),
+        cu_seqlens_q=offsets([4]), cu_seqlens_k=offsets([4]),
+        max_seqlen_q=4, max_seqlen_k=4, scale=1.0,
+    )  # fmt: skip
+    attn_varlen(**good)
+    with pytest.raises(RuntimeError, match=message):
+        attn_varlen(**(good | change))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(dtype):
+    q, k, v = qkv_views(12, 2, 16, dtype)
+    cu = offsets([5, 0, 7])
+    slopes, bias = torch.tensor([0.5, 0.25]), torch.zeros(12)
+    for args in [
+        (q, k, v, cu, cu, 7, 7, 0.25),
+        (q, k, v, cu, cu, 7, 7, 0.25, slopes, 3, 3, bias),
+        (*torch.zeros(3, 0, 2, 16, dtype=dtype), offsets([]), offsets([]), 0, 0, 1.0),
+    ]:
+        torch.library.opcheck(torch.ops.filbert.attn_varlen.default, args)
+
+
+def test_compiles_once_for_any_max_seqlen():
+    """max_seqlen is a SymInt: new values of it must not compile new graphs."""
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+    q, k, v = qkv_views(12, 2, 16, torch.float32)
+    cu = offsets([5, 7])
+    compiled = torch.compile(
+        lambda longest: attn_varlen(q, k, v, cu, cu, longest, longest, 0.25)[0],
+        backend=counter, fullgraph=True, dynamic=True,
+    )  # fmt: skip
+    for longest in (7, 8, 9, 100):
+        assert_exact(compiled(longest), attn_varlen(q, k, v, cu, cu, 7, 7, 0.25)[0])
+    assert counter.frame_count == 1

@@ -1,0 +1,133 @@
+"""norm_residual against float64 LayerNorm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import DTYPES, normal
+from tolerances import assert_close_to_native, assert_exact
+
+from filbert import norm_residual, norm_residual_, reference
+
+SHAPES = [(0, 8), (1, 1), (3, 7), (5, 16), (2, 33), (9, 384), (130, 768), (4, 1031)]
+
+
+def operands(rows: int, width: int, dtype: torch.dtype, bias: bool = True, residual: bool = True):
+    x, r = normal(rows, width, dtype=dtype), normal(rows, width, dtype=dtype, seed=1)
+    b, weight, beta = normal(3, width, dtype=dtype, seed=2)
+    return x, b if bias else None, r if residual else None, weight, beta
+
+
+def unfused(x, bias, residual, weight, beta, eps):
+    """What a model does without the fused kernel, in its own dtype."""
+    for term in (bias, residual):
+        x = x if term is None else x + term
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, beta, eps)
+
+
+def check(args, eps=1e-12):
+    exact = reference.norm_residual(*(None if t is None else t.double() for t in args), eps)
+    ours = norm_residual(*args, eps)
+    assert ours.dtype == args[0].dtype
+    assert_close_to_native(ours, unfused(*args, eps), exact)
+    return ours
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes(backend, dtype, shape):
+    check(operands(*shape, dtype), eps=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["nobias", "bias"])
+@pytest.mark.parametrize("residual", [False, True], ids=["noresidual", "residual"])
+def test_absent_operands(backend, bias, residual):
+    check(operands(6, 100, torch.float32, bias, residual))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_in_place_writes_its_rows_only(backend, dtype):
+    rows, width = 7, 45
+    x, *rest = operands(rows, width, dtype)
+    buffer = torch.full((rows + 2, width + 3), 1234.0, dtype=dtype)
+    view = buffer[1:-1, :width]
+    view.copy_(x)
+    expected = norm_residual(x, *rest, 1e-12)
+    assert norm_residual_(view, *rest, 1e-12) is view
+    assert_exact(view, expected)
+    assert (buffer[0] == 1234).all()
+    assert (buffer[-1] == 1234).all()
+    assert (buffer[:, width:] == 1234).all()
+
+
+def test_large_mean_small_variance(backend):
+    """One-pass variance cancels here; two passes keep the digits that the input has."""
+    x, b, r, w, beta = operands(4, 512, torch.float32)
+    args = (x * 1e-2 + 1000.0, None, None, w, beta)
+    check(args, eps=1e-12)
+    assert torch.isfinite(norm_residual(x, b, r, w, beta, 0.0)).all()
+
+
+def test_eps_is_used(backend):
+    x = torch.zeros(2, 24)
+    weight, beta = torch.ones(24), normal(24)
+    assert_exact(norm_residual(x, None, None, weight, beta, 1e-12), beta.expand(2, 24))
+    x[:, ::2] = 1e-3
+    loose = norm_residual(x, None, None, weight, torch.zeros(24), 1.0)
+    assert loose.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38])
+def test_near_the_limit_stays_like_native(backend, value):
+    x, b, _, w, beta = operands(2, 40, torch.float32)
+    x[0, 3] = value
+    ours = norm_residual(x, b, None, w, beta, 1e-5)
+    assert_exact(ours[1:], norm_residual(x[1:], b, None, w, beta, 1e-5))
+
+
+def test_a_nan_row_stays_alone(backend):
+    x, b, r, w, beta = operands(5, 70, torch.float32)
+    expected = norm_residual(x, b, r, w, beta, 1e-12)
+    x[2, 5] = float("nan")
+    ours = norm_residual(x, b, r, w, beta, 1e-12)
+    assert ours[2].isnan().all()
+    keep = [0, 1, 3, 4]
+    assert_exact(ours[keep], expected[keep])
+
+
+def test_strided_rows(backend):
+    x, b, r, w, beta = operands(6, 32, torch.float32)
+    wide_x, wide_r = torch.zeros(6, 50), torch.zeros(6, 40)
+    wide_x[:, :32], wide_r[:, :32] = x, r
+    ours = norm_residual(wide_x[:, :32], b, wide_r[:, :32], w, beta, 1e-12)
+    assert_exact(ours, norm_residual(x, b, r, w, beta, 1e-12))
+
+
+def test_threads_do_not_change_bits(threads):
+    args = operands(600, 768, torch.float32)
+    rows = torch.cat([norm_residual(args[0][i : i + 1], args[1], args[2][i : i + 1], *args[3:], 1e-12)
+                      for i in range(0, 600, 37)])  # fmt: skip
+    assert_exact(norm_residual(*args, 1e-12)[::37], rows)
+
+
+REFUSALS = {
+    "rank": ((torch.zeros(4),) + (None, None) + (torch.zeros(4),) * 2, r"need \[T, N\]"),
+    "dtype": ((torch.zeros(2, 4).half(), None, None, torch.zeros(4), torch.zeros(4)), "dtype of x"),
+    "weight": ((torch.zeros(2, 4), None, None, torch.zeros(5), torch.zeros(4)), "weight"),
+    "mixed": ((torch.zeros(2, 4), None, None, torch.zeros(4).bfloat16(), torch.zeros(4)), "weight"),
+    "residual": ((torch.zeros(2, 4), None, torch.zeros(3, 4), torch.zeros(4), torch.zeros(4)), "residual"),
+    "columns": ((torch.zeros(4, 2).t(), None, None, torch.zeros(4), torch.zeros(4)), "contiguous rows"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "message"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_refuses(args, message):
+    with pytest.raises(RuntimeError, match=message):
+        norm_residual(*args, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(dtype):
+    args = operands(3, 24, dtype)
+    torch.library.opcheck(torch.ops.filbert.norm_residual.default, (*args, 1e-5))
+    torch.library.opcheck(torch.ops.filbert.norm_residual_.default, (*args, 1e-5))
