@@ -3,19 +3,23 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(filbert, m) {
-  // q [Tq,H,D], k and v [Tk,H,D], cu_seqlens [B+1], slopes [H], key_bias [Tk] -> out [Tq,H,D], lse [H,Tq]
+  // q [Tq,H,D], k and v [Tk,H,D], cu_seqlens [B+1], slopes [H], key_bias [Tk] -> out [Tq,H,D], lse
+  // [H,Tq]
   m.def(
       "attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
       "SymInt max_seqlen_q, SymInt max_seqlen_k, float scale, Tensor? alibi_slopes=None, "
-      "SymInt window_left=-1, SymInt window_right=-1, Tensor? key_bias=None) -> (Tensor out, Tensor lse)");
+      "SymInt window_left=-1, SymInt window_right=-1, Tensor? key_bias=None) -> (Tensor out, "
+      "Tensor lse)");
 
   // x and residual [T,N], bias, weight and beta [N] -> [T,N]
   m.def(
-      "norm_residual(Tensor x, Tensor? bias, Tensor? residual, Tensor weight, Tensor beta, float eps) "
+      "norm_residual(Tensor x, Tensor? bias, Tensor? residual, Tensor weight, Tensor beta, float "
+      "eps) "
       "-> Tensor");
   // the same, written over x
   m.def(
-      "norm_residual_(Tensor(a!) x, Tensor? bias, Tensor? residual, Tensor weight, Tensor beta, float eps) "
+      "norm_residual_(Tensor(a!) x, Tensor? bias, Tensor? residual, Tensor weight, Tensor beta, "
+      "float eps) "
       "-> ()");
 
   // x [T,N] overwritten, bias [N]; approximate is "none" or "tanh"

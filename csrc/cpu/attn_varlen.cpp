@@ -6,8 +6,8 @@
 #include <cstring>
 #include <memory>
 #include <new>
-#include <vector>
 
+#include "cpu/attn_varlen_plan.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 
@@ -44,49 +44,13 @@ class Scratch {
 
 thread_local Scratch scratch;
 
-struct Costed {
-  AttnTask task;
-  int64_t cost;
-};
-
-// Tasks of some heads of one sequence: as many heads as still leave every thread several tasks,
-// since neighbouring heads share pages and prefetches. Where there are fewer heads than threads could
-// share, the queries of long sequences are split too. Largest first, so that no thread is left alone
-// with a big task at the end.
-std::vector<Costed> plan(const AttnVarlenArgs& args, int64_t threads, int64_t& longest_k) {
-  constexpr int64_t kTasksPerThread = 8;
-  constexpr int64_t kFewestRows = 64;  // a split packs K and V again, so its rows must be worth that
-  const int64_t pairs = std::max<int64_t>(args.sequences * args.heads, 1);
-  const int64_t group = std::clamp<int64_t>(pairs / (kTasksPerThread * threads), 1, args.heads);
-  const int64_t wanted_splits = threads == 1 ? 1 : std::max<int64_t>(1, 2 * threads / pairs);
-  std::vector<Costed> tasks;
-  tasks.reserve(pairs / group + args.sequences);
-  longest_k = 0;
-  for (int64_t s = 0; s < args.sequences; ++s) {
-    const int64_t len_q = args.cu_q[s + 1] - args.cu_q[s], len_k = args.cu_k[s + 1] - args.cu_k[s];
-    if (len_q == 0 || len_k == 0) continue;
-    longest_k = std::max(longest_k, len_k);
-    const int64_t splits = std::clamp<int64_t>(len_q / kFewestRows, 1, wanted_splits);
-    for (int64_t h = 0; h < args.heads; h += group) {
-      const int64_t h_end = std::min(h + group, args.heads);
-      for (int64_t i = 0; i < splits; ++i) {
-        const int64_t begin = i * len_q / splits, end = (i + 1) * len_q / splits;
-        tasks.push_back({{static_cast<int32_t>(s), static_cast<int32_t>(h), static_cast<int32_t>(h_end),
-                          static_cast<int32_t>(begin), static_cast<int32_t>(end)},
-                         (h_end - h) * (end - begin) * len_k});
-      }
-    }
-  }
-  std::stable_sort(tasks.begin(), tasks.end(), [](const Costed& a, const Costed& b) { return a.cost > b.cost; });
-  return tasks;
-}
-
 // Rows that no task writes: queries without keys, and rows past the last sequence.
 void clear_rows(const AttnVarlenArgs& args, int64_t begin, int64_t end) {
   const int64_t row_bytes = args.dim * size_of(args.dtype);
   for (int64_t r = begin; r < end; ++r) {
     for (int64_t h = 0; h < args.heads; ++h) {
-      char* out = static_cast<char*>(args.out) + (r * args.out_row + h * args.out_head) * size_of(args.dtype);
+      char* out = static_cast<char*>(args.out) +
+                  (r * args.out_row + h * args.out_head) * size_of(args.dtype);
       std::memset(out, 0, row_bytes);
       args.lse[h * args.rows_q + r] = -__builtin_inff();
     }
@@ -94,6 +58,44 @@ void clear_rows(const AttnVarlenArgs& args, int64_t begin, int64_t end) {
 }
 
 }  // namespace
+
+AttnPlan plan_attn_varlen(const AttnVarlenArgs& args, int64_t threads) {
+  // As many heads to a task as still leave every thread several tasks, since neighbouring heads
+  // share pages and prefetches. Where there are fewer heads than threads could share, the queries
+  // of long sequences are split too. Largest first, so that no thread ends alone with a big task.
+  constexpr int64_t kTasksPerThread = 8;
+  constexpr int64_t kFewestRows =
+      64;  // a split packs K and V again, so its rows must be worth that
+  const int64_t pairs = std::max<int64_t>(args.sequences * args.heads, 1);
+  const int64_t splits_wanted = threads == 1 ? 1 : std::max<int64_t>(1, 2 * threads / pairs);
+  AttnPlan plan{};
+  plan.heads_per_task = std::clamp<int64_t>(pairs / (kTasksPerThread * threads), 1, args.heads);
+  plan.tasks.reserve(pairs / plan.heads_per_task + args.sequences);
+  for (int64_t s = 0; s < args.sequences; ++s) {
+    const int64_t len_q = args.cu_q[s + 1] - args.cu_q[s];
+    const int64_t len_k = args.cu_k[s + 1] - args.cu_k[s];
+    if (len_q == 0 || len_k == 0) continue;
+    plan.longest_k = std::max(plan.longest_k, len_k);
+    plan.multiply_adds += 2 * args.heads * len_q * len_k * args.dim;
+    const int64_t splits = std::clamp<int64_t>(len_q / kFewestRows, 1, splits_wanted);
+    for (int64_t h = 0; h < args.heads; h += plan.heads_per_task) {
+      for (int64_t i = 0; i < splits; ++i) {
+        plan.tasks.push_back({static_cast<int32_t>(s), static_cast<int32_t>(h),
+                              static_cast<int32_t>(std::min(h + plan.heads_per_task, args.heads)),
+                              static_cast<int32_t>(i * len_q / splits),
+                              static_cast<int32_t>((i + 1) * len_q / splits)});
+      }
+    }
+  }
+  const auto cost = [&](const AttnTask& t) {
+    return (t.head_end - t.head_begin) * int64_t{t.q_end - t.q_begin} *
+           (args.cu_k[t.sequence + 1] - args.cu_k[t.sequence]);
+  };
+  std::stable_sort(plan.tasks.begin(), plan.tasks.end(),
+                   [&](const AttnTask& a, const AttnTask& b) { return cost(a) > cost(b); });
+  plan.scratch_bytes = cpu_kernels().attn_varlen_scratch(args, plan.longest_k);
+  return plan;
+}
 
 void attn_varlen_cpu(const AttnVarlenArgs& args) {
   const CpuKernels& kernels = cpu_kernels();
@@ -103,19 +105,14 @@ void attn_varlen_cpu(const AttnVarlenArgs& args) {
   }
   clear_rows(args, args.cu_q[args.sequences], args.rows_q);
 
-  int64_t longest_k = 0;
-  const std::vector<Costed> tasks = plan(args, threads, longest_k);
-  if (tasks.empty()) return;
-  const int64_t bytes = kernels.attn_varlen_scratch(args, longest_k);
-  std::atomic<size_t> next{0};
-  const int64_t workers = std::min<int64_t>(threads, static_cast<int64_t>(tasks.size()));
-  parallel_for(workers, 1, [&](int64_t begin, int64_t end) {
-    // The pool may hand one thread several shares; the queue makes that harmless.
-    for (int64_t share = begin; share < end; ++share) {
-      void* memory = scratch.at_least(bytes);
-      for (size_t i = next.fetch_add(1); i < tasks.size(); i = next.fetch_add(1)) {
-        kernels.attn_varlen_task(args, tasks[i].task, memory);
-      }
+  const AttnPlan plan = plan_attn_varlen(args, threads);
+  const int64_t count = static_cast<int64_t>(plan.tasks.size());
+  std::atomic<int64_t> next{0};
+  // One share per thread; each takes tasks from one queue until it is empty.
+  parallel_for(std::min(threads, count), 1, [&](int64_t, int64_t) {
+    void* memory = scratch.at_least(plan.scratch_bytes);
+    for (int64_t i = next++; i < count; i = next++) {
+      kernels.attn_varlen_task(args, plan.tasks[i], memory);
     }
     scratch.trim();
   });

@@ -21,7 +21,8 @@ constexpr float kMinusInf = -__builtin_inff();
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// ---- the two ways to multiply --------------------------------------------------------------------
+// ---- the two ways to multiply
+// --------------------------------------------------------------------
 
 // One float32 per step of the inner dimension.
 struct Single {
@@ -43,10 +44,12 @@ struct Pair {
 };
 #endif
 
-// c[kRows][kTileCols] (+)= a[kRows][inner] * b[inner][kTileCols]; c is scaled per row first if `grow`.
+// c[kRows][kTileCols] (+)= a[kRows][inner] * b[inner][kTileCols]; c is scaled per row first if
+// `grow`.
 template <typename Mul, int kRows>
-FILBERT_INLINE void multiply_tile(const typename Mul::Element* a, int64_t a_row, const typename Mul::Element* b,
-                                  int64_t inner, float* c, int64_t c_row, const float* grow) {
+FILBERT_INLINE void multiply_tile(const typename Mul::Element* a, int64_t a_row,
+                                  const typename Mul::Element* b, int64_t inner, float* c,
+                                  int64_t c_row, const float* grow) {
   VecF acc[kRows][kTileVectors];
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
@@ -71,12 +74,13 @@ FILBERT_INLINE void multiply_tile(const typename Mul::Element* a, int64_t a_row,
   }
 }
 
-// The same for any number of rows and panels. Rows are dealt out evenly over register tiles, so that
-// 16 rows are 6 + 5 + 5 and not 6 + 6 + 4 with a starved last tile. Each row's sum has one order,
-// whatever the tile height, so results do not depend on how rows are grouped.
+// The same for any number of rows and panels. Rows are dealt out evenly over register tiles, so
+// that 16 rows are 6 + 5 + 5 and not 6 + 6 + 4 with a starved last tile. Each row's sum has one
+// order, whatever the tile height, so results do not depend on how rows are grouped.
 template <typename Mul>
-void multiply(const typename Mul::Element* a, int64_t a_row, int64_t rows, const typename Mul::Element* panels,
-              int64_t panel_size, int64_t panel_count, int64_t inner, float* c, int64_t c_row, const float* grow) {
+void multiply(const typename Mul::Element* a, int64_t a_row, int64_t rows,
+              const typename Mul::Element* panels, int64_t panel_size, int64_t panel_count,
+              int64_t inner, float* c, int64_t c_row, const float* grow) {
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   for (int64_t p = 0; p < panel_count; ++p) {
     const auto* b = panels + p * panel_size;
@@ -86,32 +90,36 @@ void multiply(const typename Mul::Element* a, int64_t a_row, int64_t rows, const
       float* c_tile = c + begin * c_row + p * kTileCols;
       const float* grow_tile = grow ? grow + begin : nullptr;
       switch (height) {
-#define FILBERT_HEIGHT(h)                                                                   \
-  case h:                                                                                   \
-    if constexpr (h <= kTileRows) {                                                         \
-      if (grow) {                                                                           \
-        multiply_tile<Mul, h>(a_tile, a_row, b, inner, c_tile, c_row, grow_tile);           \
-      } else {                                                                              \
-        multiply_tile<Mul, h>(a_tile, a_row, b, inner, c_tile, c_row, nullptr);             \
-      }                                                                                     \
-    }                                                                                       \
+#define FILBERT_HEIGHT(h)                                                         \
+  case h:                                                                         \
+    if constexpr (h <= kTileRows) {                                               \
+      if (grow) {                                                                 \
+        multiply_tile<Mul, h>(a_tile, a_row, b, inner, c_tile, c_row, grow_tile); \
+      } else {                                                                    \
+        multiply_tile<Mul, h>(a_tile, a_row, b, inner, c_tile, c_row, nullptr);   \
+      }                                                                           \
+    }                                                                             \
     break;
-        FILBERT_HEIGHT(1) FILBERT_HEIGHT(2) FILBERT_HEIGHT(3) FILBERT_HEIGHT(4)
-        FILBERT_HEIGHT(5) FILBERT_HEIGHT(6) FILBERT_HEIGHT(7) FILBERT_HEIGHT(8)
-        FILBERT_HEIGHT(9) FILBERT_HEIGHT(10) FILBERT_HEIGHT(11) FILBERT_HEIGHT(12)
+        FILBERT_HEIGHT(1)
+        FILBERT_HEIGHT(2)
+        FILBERT_HEIGHT(3) FILBERT_HEIGHT(4) FILBERT_HEIGHT(5) FILBERT_HEIGHT(6) FILBERT_HEIGHT(7)
+            FILBERT_HEIGHT(8) FILBERT_HEIGHT(9) FILBERT_HEIGHT(10) FILBERT_HEIGHT(11)
+                FILBERT_HEIGHT(12)
 #undef FILBERT_HEIGHT
       }
     }
   }
 }
 
-// ---- packing -------------------------------------------------------------------------------------
+// ---- packing
+// -------------------------------------------------------------------------------------
 
 typedef uint32_t Quad __attribute__((vector_size(16), may_alias));
 typedef uint32_t QuadUnaligned __attribute__((vector_size(16), aligned(4), may_alias));
 
 // out[j][0..3] = in[0..3][j] for a 4x4 block of 32-bit elements.
-FILBERT_INLINE void transpose_4x4(const uint32_t* in, int64_t in_row, uint32_t* out, int64_t out_row) {
+FILBERT_INLINE void transpose_4x4(const uint32_t* in, int64_t in_row, uint32_t* out,
+                                  int64_t out_row) {
   const Quad r0 = *reinterpret_cast<const QuadUnaligned*>(in);
   const Quad r1 = *reinterpret_cast<const QuadUnaligned*>(in + in_row);
   const Quad r2 = *reinterpret_cast<const QuadUnaligned*>(in + 2 * in_row);
@@ -121,14 +129,18 @@ FILBERT_INLINE void transpose_4x4(const uint32_t* in, int64_t in_row, uint32_t* 
   const Quad low23 = __builtin_shufflevector(r2, r3, 0, 4, 1, 5);
   const Quad high23 = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
   *reinterpret_cast<QuadUnaligned*>(out) = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
-  *reinterpret_cast<QuadUnaligned*>(out + out_row) = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
-  *reinterpret_cast<QuadUnaligned*>(out + 2 * out_row) = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
-  *reinterpret_cast<QuadUnaligned*>(out + 3 * out_row) = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
+  *reinterpret_cast<QuadUnaligned*>(out + out_row) =
+      __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
+  *reinterpret_cast<QuadUnaligned*>(out + 2 * out_row) =
+      __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
+  *reinterpret_cast<QuadUnaligned*>(out + 3 * out_row) =
+      __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
 }
 
 // Panels of columns: panel[key / kTileCols][element][key % kTileCols] = rows[key][element], with
 // elements of 32 bits (a float, or a bfloat16 pair) and zero columns past the last key.
-void pack_transposed(const uint32_t* rows, int64_t row_stride, int64_t keys, int64_t elements, uint32_t* panels) {
+void pack_transposed(const uint32_t* rows, int64_t row_stride, int64_t keys, int64_t elements,
+                     uint32_t* panels) {
   for (int64_t first = 0; first < keys; first += kTileCols) {
     uint32_t* panel = panels + first * elements;
     const int64_t here = keys - first < kTileCols ? keys - first : kTileCols;
@@ -158,7 +170,8 @@ FILBERT_INLINE VecF load_upto(const T* p, int64_t n) {
   return n >= kLanes ? load(p) : n > 0 ? load_first(p, n) : VecF{};
 }
 
-// ---- one head of one sequence --------------------------------------------------------------------
+// ---- one head of one sequence
+// --------------------------------------------------------------------
 
 // Everything a task keeps in its scratch memory. T is the tensors' type, Mul the way to multiply.
 template <typename T, typename Mul>
@@ -168,17 +181,17 @@ struct Head {
 
   const AttnVarlenArgs& args;
   const AttnTask& task;
-  int64_t head;              // the one at work
-  int64_t q0, k0;            // first row of the sequence
-  int64_t len_q, len_k;      // its lengths
-  int64_t dim;               // D
-  int64_t out_panels;        // panels of V's columns
-  Element* k_panels;         // [len_k / kTileCols][D / kSteps][kTileCols]
-  Element* v_panels;         // [D / kTileCols][len_k / kSteps][kTileCols]
-  Element* q_block;          // [kBlockRows][D / kSteps]
-  float* scores;             // [kBlockRows][kKeyBlock]; turned into weights in place
-  float* sums;               // [kBlockRows][D rounded up to panels]
-  float row_max[kBlockRows]; // of the softmax so far
+  int64_t head;               // the one at work
+  int64_t q0, k0;             // first row of the sequence
+  int64_t len_q, len_k;       // its lengths
+  int64_t dim;                // D
+  int64_t out_panels;         // panels of V's columns
+  Element* k_panels;          // [len_k / kTileCols][D / kSteps][kTileCols]
+  Element* v_panels;          // [D / kTileCols][len_k / kSteps][kTileCols]
+  Element* q_block;           // [kBlockRows][D / kSteps]
+  float* scores;              // [kBlockRows][kKeyBlock]; turned into weights in place
+  float* sums;                // [kBlockRows][D rounded up to panels]
+  float row_max[kBlockRows];  // of the softmax so far
   float row_sum[kBlockRows];
   float row_grow[kBlockRows];  // what a new key block multiplies the old sums by
 
@@ -230,15 +243,16 @@ struct Head {
     for (int64_t key = 0; key < len_k; ++key) prefetch_row(k_row(key) + args.k_head, dim);
     if constexpr (kPairs || sizeof(T) == 4) {
       // Rows already hold 32-bit elements: floats, or pairs side by side.
-      pack_transposed(reinterpret_cast<const uint32_t*>(k_row(0)), args.k_row / Mul::kSteps, len_k, inner(dim),
-                      reinterpret_cast<uint32_t*>(k_panels));
+      pack_transposed(reinterpret_cast<const uint32_t*>(k_row(0)), args.k_row / Mul::kSteps, len_k,
+                      inner(dim), reinterpret_cast<uint32_t*>(k_panels));
     } else {
       // Widen a panel's rows first; the score buffer is still free (kTileCols x D fits it).
       for (int64_t first = 0; first < len_k; first += kTileCols) {
         const int64_t here = len_k - first < kTileCols ? len_k - first : kTileCols;
         for (int64_t key = 0; key < here; ++key) {
           const T* row = k_row(first + key);
-          for (int64_t d = 0; d < dim; d += kLanes) store(scores + key * kMaxDim + d, load_upto(row + d, dim - d));
+          for (int64_t d = 0; d < dim; d += kLanes)
+            store(scores + key * kMaxDim + d, load_upto(row + d, dim - d));
         }
         pack_transposed(reinterpret_cast<const uint32_t*>(scores), kMaxDim, here, dim,
                         reinterpret_cast<uint32_t*>(k_panels + first * dim));
@@ -285,7 +299,8 @@ struct Head {
     const float slope = args.alibi_slopes ? args.alibi_slopes[head] : 0.0f;
     for (int64_t r = 0; r < rows; ++r) {
       float* row = scores + r * kKeyBlock;
-      const int64_t place = first_row + r + len_k - len_q;  // where this query stands among the keys
+      const int64_t place =
+          first_row + r + len_k - len_q;  // where this query stands among the keys
       for (int64_t j = 0; j < keys; ++j) {
         const int64_t distance = first_key + j - place;
         float s = row[j] * args.scale;
@@ -298,8 +313,8 @@ struct Head {
     }
   }
 
-  // Scores of a key block become weights; row_max, row_sum and row_grow move on. `scale` is what the
-  // scores still have to be multiplied by, positive.
+  // Scores of a key block become weights; row_max, row_sum and row_grow move on. `scale` is what
+  // the scores still have to be multiplied by, positive.
   void softmax(int64_t rows, int64_t keys, float scale, bool first_block) {
     const int64_t whole = keys - keys % kLanes;
     const VecI tail = lane_index() < static_cast<int32_t>(keys - whole);
@@ -353,8 +368,8 @@ struct Head {
   }
 
   void run() {
-    const bool plain = !args.alibi_slopes && !args.key_bias && args.window_left < 0 && args.window_right < 0 &&
-                       args.scale > 0.0f;
+    const bool plain = !args.alibi_slopes && !args.key_bias && args.window_left < 0 &&
+                       args.window_right < 0 && args.scale > 0.0f;
     pack_keys();
     pack_values();
     const int64_t v_panel = inner(len_k) * kTileCols;
@@ -363,8 +378,9 @@ struct Head {
       load_queries(first, rows);
       for (int64_t key = 0; key < len_k; key += kKeyBlock) {
         const int64_t keys = len_k - key < kKeyBlock ? len_k - key : kKeyBlock;
-        multiply<Mul>(q_block, inner(dim), rows, k_panels + key * inner(dim), inner(dim) * kTileCols,
-                      round_up(keys, kTileCols) / kTileCols, inner(dim), scores, kKeyBlock, nullptr);
+        multiply<Mul>(q_block, inner(dim), rows, k_panels + key * inner(dim),
+                      inner(dim) * kTileCols, round_up(keys, kTileCols) / kTileCols, inner(dim),
+                      scores, kKeyBlock, nullptr);
         if (!plain) add_biases(first, rows, key, keys);
         softmax(rows, keys, plain ? args.scale : 1.0f, key == 0);
         multiply<Mul>(reinterpret_cast<const Element*>(scores), kKeyBlock, rows,
@@ -379,9 +395,10 @@ struct Head {
 template <typename T, typename Mul>
 void run_task(const AttnVarlenArgs& args, const AttnTask& task, void* scratch) {
   const int64_t q0 = args.cu_q[task.sequence], k0 = args.cu_k[task.sequence];
-  const int64_t len_q = args.cu_q[task.sequence + 1] - q0, len_k = args.cu_k[task.sequence + 1] - k0;
-  Head<T, Mul> work{args, task, 0, q0, k0, len_q, len_k, args.dim, 0, nullptr, nullptr, nullptr, nullptr, nullptr,
-                    {}, {}, {}};
+  const int64_t len_q = args.cu_q[task.sequence + 1] - q0,
+                len_k = args.cu_k[task.sequence + 1] - k0;
+  Head<T, Mul> work{args,    task,    0,       q0,      k0,      len_q, len_k, args.dim, 0,
+                    nullptr, nullptr, nullptr, nullptr, nullptr, {},    {},    {}};
   Head<T, Mul>::layout(&work, static_cast<char*>(scratch), len_k, args.dim);
   for (work.head = task.head_begin; work.head < task.head_end; ++work.head) work.run();
 }
@@ -398,7 +415,8 @@ static_assert(kKeyBlock % kTileCols == 0, "key blocks are whole panels");
 }  // namespace
 
 int64_t attn_varlen_scratch(const AttnVarlenArgs& args, int64_t longest_k) {
-  if (args.dtype == DType::kFloat32) return Head<float, Single>::layout(nullptr, nullptr, longest_k, args.dim);
+  if (args.dtype == DType::kFloat32)
+    return Head<float, Single>::layout(nullptr, nullptr, longest_k, args.dim);
   return Head<bf16, Bf16Mul>::layout(nullptr, nullptr, longest_k, args.dim);
 }
 

@@ -7,9 +7,9 @@ namespace filbert {
 namespace FILBERT_ISA {
 namespace {
 
-// x * Phi(x). The tail Phi(-|x|) = erfc(z) / 2, z = |x| / sqrt(2), is exp(-z^2) times a polynomial in
-// 1 / (1 + 0.3 z), fitted to a relative error of 2e-8 on z <= 10. The tail itself is computed, never
-// 1 - (1 - tail), so small results keep their digits where x * (1 + erf(z)) / 2 loses them.
+// x * Phi(x). The tail Phi(-|x|) = erfc(z) / 2, z = |x| / sqrt(2), is exp(-z^2) times a polynomial
+// in 1 / (1 + 0.3 z), fitted to a relative error of 2e-8 on z <= 10. The tail itself is computed,
+// never 1 - (1 - tail), so small results keep their digits where x * (1 + erf(z)) / 2 loses them.
 FILBERT_INLINE VecF gelu_erf(VecF x) {
   constexpr float kHalfSqrt2 = 0.707106781f;
   constexpr float kFar = 20.0f;  // the tail is 0 from here on; keeps inf * 0 out of the sum
@@ -28,7 +28,8 @@ FILBERT_INLINE VecF gelu_erf(VecF x) {
   return x > 0.0f ? x - tail : -tail;
 }
 
-// x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the same as x (1 + tanh u) / 2, without 1 - 1.
+// x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the same as x (1 + tanh u) / 2, without 1
+// - 1.
 FILBERT_INLINE VecF gelu_tanh(VecF x) {
   constexpr float kTwoSqrt2OverPi = 1.59576912f;
   const VecF u2 = kTwoSqrt2OverPi * x * (x * x * 0.044715f + 1.0f);

@@ -9,10 +9,11 @@
 namespace filbert {
 namespace {
 
-#define FILBERT_TABLE(isa)                                                                       \
-  CpuKernels{#isa,                    isa::vector_bytes,       isa::bf16_pairs,                  \
-             isa::attn_varlen_scratch, isa::attn_varlen_task,   isa::norm_residual_rows,         \
-             isa::bias_gelu_rows}
+#define FILBERT_TABLE(isa)                                                                     \
+  CpuKernels {                                                                                 \
+    #isa, isa::vector_bytes, isa::bf16_pairs, isa::attn_varlen_scratch, isa::attn_varlen_task, \
+        isa::norm_residual_rows, isa::bias_gelu_rows                                           \
+  }
 
 constexpr int kMaxTables = 6;
 
@@ -30,11 +31,11 @@ struct Tables {
   Tables() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    [[maybe_unused]] const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    [[maybe_unused]] const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                                         __builtin_cpu_supports("avx512bw") &&
-                                         __builtin_cpu_supports("avx512vl") &&
-                                         __builtin_cpu_supports("avx512dq");
+    [[maybe_unused]] const bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    [[maybe_unused]] const bool avx512 =
+        avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 #if FILBERT_HAVE_AVX512_BF16
     if (avx512 && __builtin_cpu_supports("avx512bf16")) add(FILBERT_TABLE(avx512_bf16));
 #endif
@@ -67,8 +68,8 @@ const Tables& tables() {
 const CpuKernels* first_choice() {
   if (const char* wanted = std::getenv("FILBERT_CPU_ISA")) {
     if (const CpuKernels* found = tables().find(wanted)) return found;
-    std::fprintf(stderr, "filbert: FILBERT_CPU_ISA=%s does not run on this machine; using %s\n", wanted,
-                 tables().runnable[0]->isa);
+    std::fprintf(stderr, "filbert: FILBERT_CPU_ISA=%s does not run on this machine; using %s\n",
+                 wanted, tables().runnable[0]->isa);
   }
   return tables().runnable[0];
 }

@@ -1,8 +1,8 @@
 // LayerNorm(x + bias + residual), a row at a time. Built once per instruction set.
 //
 // Memory is read once and written once: the sum is kept as float32 in a scratch row that stays in
-// L1, where the mean, then the variance about that mean, then the result are taken from it. A row is
-// read to its end before it is written, so the result may take the place of x.
+// L1, where the mean, then the variance about that mean, then the result are taken from it. A row
+// is read to its end before it is written, so the result may take the place of x.
 #include "args/norm_residual.h"
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
@@ -48,8 +48,8 @@ struct Row {
     return reduce_add(total) / static_cast<float>(width);
   }
 
-  // Variance about `mean`, which is corrected by what its own rounding left: with a mean much larger
-  // than the spread, the first pass alone is off by a visible part of the spread.
+  // Variance about `mean`, which is corrected by what its own rounding left: with a mean much
+  // larger than the spread, the first pass alone is off by a visible part of the spread.
   FILBERT_INLINE float variance(float& mean) const {
     const int64_t whole = width - width % kLanes;
     VecF squares = {}, left = {};
@@ -109,7 +109,8 @@ const int vector_bytes = FILBERT_VECTOR_BYTES;
 const bool bf16_pairs = FILBERT_BF16_PAIRS;
 
 void norm_residual_rows(const NormResidualArgs& args, int64_t begin, int64_t end, float* row) {
-  args.dtype == DType::kFloat32 ? rows<float>(args, begin, end, row) : rows<bf16>(args, begin, end, row);
+  args.dtype == DType::kFloat32 ? rows<float>(args, begin, end, row)
+                                : rows<bf16>(args, begin, end, row);
 }
 
 }  // namespace FILBERT_ISA

@@ -55,9 +55,12 @@ typedef float VecF __attribute__((vector_size(FILBERT_VECTOR_BYTES), may_alias))
 typedef int32_t VecI __attribute__((vector_size(FILBERT_VECTOR_BYTES), may_alias));
 typedef uint32_t VecU __attribute__((vector_size(FILBERT_VECTOR_BYTES), may_alias));
 typedef uint16_t VecH __attribute__((vector_size(FILBERT_VECTOR_BYTES / 2), may_alias));
-typedef float VecFUnaligned __attribute__((vector_size(FILBERT_VECTOR_BYTES), aligned(4), may_alias));
-typedef uint32_t VecUUnaligned __attribute__((vector_size(FILBERT_VECTOR_BYTES), aligned(4), may_alias));
-typedef uint16_t VecHUnaligned __attribute__((vector_size(FILBERT_VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef float VecFUnaligned
+    __attribute__((vector_size(FILBERT_VECTOR_BYTES), aligned(4), may_alias));
+typedef uint32_t VecUUnaligned
+    __attribute__((vector_size(FILBERT_VECTOR_BYTES), aligned(4), may_alias));
+typedef uint16_t VecHUnaligned
+    __attribute__((vector_size(FILBERT_VECTOR_BYTES / 2), aligned(2), may_alias));
 
 // bfloat16 is the upper half of a float32; `bf16` is a distinct type so that overloads see it.
 struct bf16 {
@@ -145,7 +148,8 @@ FILBERT_INLINE float reduce_max(VecF v) {
   float lanes[kLanes];
   store(lanes, v);
   for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    for (int i = 0; i < half; ++i)
+      lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
   }
   return lanes[0];
 }
@@ -156,7 +160,8 @@ FILBERT_INLINE VecF exp_nonpositive(VecF x) {
   constexpr float kLog2E = 1.44269504088896341f;
   constexpr float kLn2Hi = 0.693359375f;
   constexpr float kLn2Lo = -2.12194440e-4f;
-  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  constexpr float kShift =
+      12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   constexpr float kLowest = -87.33654f;  // ln of the smallest normal number
   const VecF clamped = x < kLowest ? broadcast(kLowest) : x;
   const VecF shifted = clamped * kLog2E + kShift;

@@ -1,39 +1,86 @@
-// filbert._C: what was built and what this processor runs. Tensors never pass through here; importing
-// it loads libfilbert_ops, which registers the operators.
+// filbert._C: what was built and what this processor runs. Tensors never pass through here;
+// importing it loads libfilbert_ops, which registers the operators.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
+#include "cpu/attn_varlen_plan.h"
 #include "cpu/kernels.h"
 
 namespace py = pybind11;
 
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["filbert"] = FILBERT_VERSION;
+  info["torch"] = FILBERT_TORCH_VERSION;
+  info["compiler"] = FILBERT_COMPILER;
+  info["cuda"] = FILBERT_CUDA_VERSION;
+  return info;
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (auto isa = filbert::runnable_isas(); *isa; ++isa) names.emplace_back((*isa)->isa);
+  return names;
+}
+
+py::dict isa_details() {
+  const filbert::CpuKernels& kernels = filbert::cpu_kernels();
+  py::dict details;
+  details["isa"] = kernels.isa;
+  details["vector_bytes"] = kernels.vector_bytes;
+  details["bf16_pairs"] = kernels.bf16_pairs;
+  return details;
+}
+
+void select_isa(const std::string& name) {
+  if (!filbert::select_isa(name.c_str())) {
+    throw py::value_error("no such instruction set here: " + name);
+  }
+}
+
+py::dict plan_attn_varlen(const std::vector<int32_t>& cu_q, const std::vector<int32_t>& cu_k,
+                          int64_t heads, int64_t dim, bool bf16, int64_t threads) {
+  if (cu_q.empty() || cu_q.size() != cu_k.size() || heads < 1 || threads < 1) {
+    throw py::value_error(
+        "plan_attn_varlen: need as many query as key offsets, a head and a thread");
+  }
+  filbert::AttnVarlenArgs args{};
+  args.dtype = bf16 ? filbert::DType::kBFloat16 : filbert::DType::kFloat32;
+  args.cu_q = cu_q.data();
+  args.cu_k = cu_k.data();
+  args.sequences = static_cast<int64_t>(cu_q.size()) - 1;
+  args.heads = heads;
+  args.dim = dim;
+  const filbert::AttnPlan plan = filbert::plan_attn_varlen(args, threads);
+  py::list tasks;
+  for (const filbert::AttnTask& t : plan.tasks) {
+    tasks.append(py::make_tuple(t.sequence, t.head_begin, t.head_end, t.q_begin, t.q_end));
+  }
+  py::dict result;
+  result["tasks"] = tasks;
+  result["heads_per_task"] = plan.heads_per_task;
+  result["longest_k"] = plan.longest_k;
+  result["scratch_bytes"] = plan.scratch_bytes;
+  result["multiply_adds"] = plan.multiply_adds;
+  return result;
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Build information and instruction-set selection of filbert's compiled library.";
-  m.def("build_info", [] {
-    py::dict info;
-    info["filbert"] = FILBERT_VERSION;
-    info["torch"] = FILBERT_TORCH_VERSION;
-    info["compiler"] = FILBERT_COMPILER;
-    return info;
-  }, "Versions this library was built from.");
-  m.def("isas", [] {
-    std::vector<std::string> names;
-    for (auto isa = filbert::runnable_isas(); *isa; ++isa) names.emplace_back((*isa)->isa);
-    return names;
-  }, "Instruction sets that run on this processor, best first; 'emulated' is for tests.");
-  m.def("isa", [] { return std::string(filbert::cpu_kernels().isa); }, "The instruction set in use.");
-  m.def("isa_details", [] {
-    const filbert::CpuKernels& kernels = filbert::cpu_kernels();
-    py::dict details;
-    details["isa"] = kernels.isa;
-    details["vector_bytes"] = kernels.vector_bytes;
-    details["bf16_pairs"] = kernels.bf16_pairs;
-    return details;
-  }, "Vector width and bfloat16 support of the instruction set in use.");
-  m.def("select_isa", [](const std::string& name) {
-    if (!filbert::select_isa(name.c_str())) throw py::value_error("no such instruction set here: " + name);
-  }, py::arg("name"), "Makes every later CPU kernel call use this instruction set.");
+  m.doc() = "Build information, instruction-set selection and plans of filbert's compiled library.";
+  m.def("build_info", &build_info, "Versions this library was built from.");
+  m.def("isas", &isas, "Instruction sets that run here, best first; 'emulated' is for tests.");
+  m.def("isa_details", &isa_details, "Vector width and bfloat16 support of the one in use.");
+  m.def("isa", [] { return std::string(filbert::cpu_kernels().isa); }, "The one in use.");
+  m.def("select_isa", &select_isa, py::arg("name"), "Makes later CPU kernel calls use another.");
+  m.def("plan_attn_varlen", &plan_attn_varlen, py::arg("cu_q"), py::arg("cu_k"), py::arg("heads"),
+        py::arg("dim"), py::arg("bf16"), py::arg("threads"),
+        "How attn_varlen would cut a call into tasks (sequence, head range, query range).");
 }

@@ -13,7 +13,8 @@ void bias_gelu_(Tensor x, std::optional<Tensor> bias, std::string approximate) {
   args.dtype = dtype_of(x, kOp, "x");
   check(x.dim() == 2 && x.is_contiguous(), kOp, "x", shape_of(x), "a contiguous [T, N]",
         "tensor.flatten(0, -2).contiguous()");
-  check(approximate == "none" || approximate == "tanh", kOp, "approximate", approximate, "'none' or 'tanh'", "'none'");
+  check(approximate == "none" || approximate == "tanh", kOp, "approximate", approximate,
+        "'none' or 'tanh'", "'none'");
   args.rows = x.size(0);
   args.width = x.size(1);
   args.bias = vector_operand(bias, args.width, x, kOp, "bias");
@@ -25,4 +26,6 @@ void bias_gelu_(Tensor x, std::optional<Tensor> bias, std::string approximate) {
 }  // namespace
 }  // namespace filbert
 
-STABLE_TORCH_LIBRARY_IMPL(filbert, CPU, m) { m.impl("bias_gelu_", TORCH_BOX(&filbert::bias_gelu_)); }
+STABLE_TORCH_LIBRARY_IMPL(filbert, CPU, m) {
+  m.impl("bias_gelu_", TORCH_BOX(&filbert::bias_gelu_));
+}

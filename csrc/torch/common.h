@@ -21,7 +21,8 @@ using torch::stable::Tensor;
 // Throws "op: what; got ...; need ...; try ..." unless ok. The pieces are only put together on
 // failure, so pass cheap things.
 template <typename Got>
-inline void check(bool ok, const char* op, const char* what, const Got& got, const char* need, const char* hint) {
+inline void check(bool ok, const char* op, const char* what, const Got& got, const char* need,
+                  const char* hint) {
   if (ok) return;
   std::ostringstream message;
   message << op << ": " << what << "; got " << got << "; need " << need << "; try " << hint;
@@ -48,24 +49,28 @@ inline DType dtype_of(const Tensor& t, const char* op, const char* name) {
 // Checks that t is an operand of the same dtype on the same device as `like`.
 inline void check_like(const Tensor& t, const Tensor& like, const char* op, const char* name) {
   if (t.scalar_type() != like.scalar_type()) {
-    check(false, op, (std::string("dtype of ") + name).c_str(), torch::headeronly::toString(t.scalar_type()),
+    check(false, op, (std::string("dtype of ") + name).c_str(),
+          torch::headeronly::toString(t.scalar_type()),
           torch::headeronly::toString(like.scalar_type()), "one dtype for all operands");
   }
   if (t.is_cpu() != like.is_cpu() || t.get_device_index() != like.get_device_index()) {
-    check(false, op, (std::string("device of ") + name).c_str(), t.is_cpu() ? "cpu" : "another device",
-          like.is_cpu() ? "cpu" : "the first operand's device", "moving every operand to one device");
+    check(false, op, (std::string("device of ") + name).c_str(),
+          t.is_cpu() ? "cpu" : "another device",
+          like.is_cpu() ? "cpu" : "the first operand's device",
+          "moving every operand to one device");
   }
 }
 
 // A dense [n] operand, or null where it is absent.
-inline const void* vector_operand(const std::optional<Tensor>& t, int64_t n, const Tensor& like, const char* op,
-                                  const char* name) {
+inline const void* vector_operand(const std::optional<Tensor>& t, int64_t n, const Tensor& like,
+                                  const char* op, const char* name) {
   if (!t) return nullptr;
   check_like(*t, like, op, name);
   if (t->dim() != 1 || t->size(0) != n || (n > 1 && t->stride(0) != 1)) {
     std::ostringstream need;
     need << "a contiguous [" << n << "]";
-    check(false, op, name, shape_of(*t), need.str().c_str(), "tensor.contiguous() of the right length");
+    check(false, op, name, shape_of(*t), need.str().c_str(),
+          "tensor.contiguous() of the right length");
   }
   return t->const_data_ptr();
 }

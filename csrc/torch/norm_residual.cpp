@@ -9,12 +9,13 @@ namespace {
 constexpr const char* kOp = "norm_residual";
 
 void check_rows(const Tensor& t, const char* name) {
-  check(t.dim() == 2 && (t.size(1) < 2 || t.stride(1) == 1), kOp, name, shape_of(t), "[T, N] with contiguous rows",
-        "tensor.flatten(0, -2).contiguous()");
+  check(t.dim() == 2 && (t.size(1) < 2 || t.stride(1) == 1), kOp, name, shape_of(t),
+        "[T, N] with contiguous rows", "tensor.flatten(0, -2).contiguous()");
 }
 
-NormResidualArgs make_args(const Tensor& x, const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-                           const Tensor& weight, const Tensor& beta, double eps) {
+NormResidualArgs make_args(const Tensor& x, const std::optional<Tensor>& bias,
+                           const std::optional<Tensor>& residual, const Tensor& weight,
+                           const Tensor& beta, double eps) {
   NormResidualArgs args{};
   args.dtype = dtype_of(x, kOp, "x");
   check_rows(x, "x");
@@ -24,8 +25,8 @@ NormResidualArgs make_args(const Tensor& x, const std::optional<Tensor>& bias, c
   if (residual) {
     check_like(*residual, x, kOp, "residual");
     check_rows(*residual, "residual");
-    check(residual->size(0) == args.rows && residual->size(1) == args.width, kOp, "residual", shape_of(*residual),
-          "the shape of x", "the residual of the same rows");
+    check(residual->size(0) == args.rows && residual->size(1) == args.width, kOp, "residual",
+          shape_of(*residual), "the shape of x", "the residual of the same rows");
     args.residual = residual->const_data_ptr();
     args.residual_row = residual->stride(0);
   }
@@ -43,16 +44,16 @@ void run(NormResidualArgs& args, Tensor& out) {
   if (args.rows > 0 && args.width > 0) norm_residual_cpu(args);
 }
 
-Tensor norm_residual(Tensor x, std::optional<Tensor> bias, std::optional<Tensor> residual, Tensor weight, Tensor beta,
-                     double eps) {
+Tensor norm_residual(Tensor x, std::optional<Tensor> bias, std::optional<Tensor> residual,
+                     Tensor weight, Tensor beta, double eps) {
   NormResidualArgs args = make_args(x, bias, residual, weight, beta, eps);
   Tensor out = torch::stable::new_empty(x, {args.rows, args.width});
   run(args, out);
   return out;
 }
 
-void norm_residual_(Tensor x, std::optional<Tensor> bias, std::optional<Tensor> residual, Tensor weight, Tensor beta,
-                    double eps) {
+void norm_residual_(Tensor x, std::optional<Tensor> bias, std::optional<Tensor> residual,
+                    Tensor weight, Tensor beta, double eps) {
   NormResidualArgs args = make_args(x, bias, residual, weight, beta, eps);
   run(args, x);
 }

@@ -12,7 +12,8 @@ void parallel_ranges(int64_t n, int64_t grain, void* context, RangeBody body) {
     if (n > 0) body(context, 0, n);
     return;
   }
-  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+  torch::stable::parallel_for(0, n, grain,
+                              [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
 }  // namespace filbert

@@ -1,0 +1,47 @@
+# libfilbert_cuda: the CUDA side, a library of its own so that the CPU side loads on every torch.
+#
+# FILBERT_CUDA=AUTO builds it when nvcc is there, ON insists, OFF does not look. The headers of a
+# CPU-only torch are enough: the library links against an empty stand-in with libtorch_cuda's name,
+# and the loader binds the real one. Sets FILBERT_CUDA_VERSION, empty when it is not built.
+
+set(FILBERT_CUDA_VERSION "")
+if(FILBERT_CUDA STREQUAL "OFF")
+  message(STATUS "filbert: CUDA kernels switched off (FILBERT_CUDA=OFF)")
+  return()
+endif()
+
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  if(FILBERT_CUDA STREQUAL "ON")
+    message(FATAL_ERROR
+      "FILBERT_CUDA=ON, but no CUDA compiler was found. Put nvcc on PATH or set CUDACXX, or build with FILBERT_CUDA=AUTO.")
+  endif()
+  message(STATUS "filbert: no nvcc found, building without CUDA kernels")
+  return()
+endif()
+
+# Set before enable_language, which would otherwise pick the toolkit's oldest. The last one carries
+# PTX as well, for GPUs newer than this list.
+set(FILBERT_CUDA_ARCHITECTURES "80-real;86-real;89-real;90" CACHE STRING "GPU architectures to build for")
+set(CMAKE_CUDA_ARCHITECTURES ${FILBERT_CUDA_ARCHITECTURES})
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+enable_language(CUDA)
+set(FILBERT_CUDA_VERSION ${CMAKE_CUDA_COMPILER_VERSION})
+message(STATUS "filbert: CUDA ${FILBERT_CUDA_VERSION}, architectures ${FILBERT_CUDA_ARCHITECTURES}")
+
+file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/stub/empty.c" "")
+enable_language(C)
+add_library(torch_cuda_stub SHARED "${CMAKE_CURRENT_BINARY_DIR}/stub/empty.c")
+set_target_properties(torch_cuda_stub PROPERTIES
+  OUTPUT_NAME torch_cuda LIBRARY_OUTPUT_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}/stub")
+
+add_library(filbert_cuda SHARED csrc/cuda/architectures.cu)
+target_include_directories(filbert_cuda PRIVATE csrc)
+string(REPLACE ";" " " architectures "${FILBERT_CUDA_ARCHITECTURES}")
+target_compile_definitions(filbert_cuda PRIVATE USE_CUDA FILBERT_CUDA_ARCHITECTURES="sm ${architectures}")
+target_link_libraries(filbert_cuda PRIVATE torch_stable torch_cuda_stub)
+target_link_options(filbert_cuda PRIVATE -Wl,--no-as-needed)
+set_target_properties(filbert_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static SKIP_BUILD_RPATH ON)
+install(TARGETS filbert_cuda LIBRARY DESTINATION filbert/lib)

@@ -1,0 +1,180 @@
+"""What this installation can run, and what one call would do: ``info()`` and ``explain()``."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _load
+
+__all__ = ["Explanation", "Info", "explain", "info"]
+
+#: operators and what each computes
+_OPS = {
+    "attn_varlen": "packed variable-length fused attention",
+    "norm_residual": "bias + residual + LayerNorm",
+    "bias_gelu_": "bias + GELU in place",
+}
+
+
+class _Lines(dict[str, Any]):
+    """A dict that prints as aligned lines, with nested dicts indented."""
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines(self, ""))
+
+    @staticmethod
+    def _lines(values: dict[str, Any], indent: str) -> list[str]:
+        width = max((len(key) for key in values), default=0)
+        lines = []
+        for key, value in values.items():
+            if isinstance(value, dict):
+                lines += [f"{indent}{key}:", *_Lines._lines(value, indent + "  ")]
+            else:
+                lines.append(f"{indent}{key:<{width}}  {value}")
+        return lines
+
+
+class Info(_Lines):
+    """Result of :func:`info`: a dict that prints as a table."""
+
+
+class Explanation(_Lines):
+    """Result of :func:`explain`: a dict that prints as a table."""
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _dense_bf16() -> str:
+    try:
+        supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except (AttributeError, RuntimeError):
+        return "unknown to this torch"
+    if supported:
+        return "oneDNN in bfloat16"
+    return "no bfloat16 instructions on this CPU: bfloat16 models compute in float32"
+
+
+def _cuda_built(built: dict[str, str]) -> str:
+    if "cuda" not in _load.missing:
+        return str(torch.ops.filbert.cuda_architectures())
+    return f"built with {built['cuda']}, not loaded" if built.get("cuda") else "without CUDA kernels"
+
+
+def info() -> Info:
+    """Versions built for and found, the instruction set in use, and every operator with its state.
+
+    Returns:
+        A dict that prints as a table. Reading it starts no CUDA context and imports no transformers.
+    """
+    built = dict(_load.C.build_info()) if _load.C is not None else {}
+    versions = {
+        "filbert": _version("filbert"),
+        "python": platform.python_version(),
+        "torch": f"{torch.__version__} (built against {built.get('torch', 'nothing')})",
+        "cuda": f"torch {torch.version.cuda or 'without CUDA'}, "
+        f"filbert {_cuda_built(built)}",
+        "compiler": built.get("compiler", "none"),
+        "transformers": _version("transformers"),
+    }
+    cpu: dict[str, Any] = {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "torch threads": torch.get_num_threads(),
+        "dense bf16": _dense_bf16(),
+    }
+    if _load.C is not None:
+        details = _load.C.isa_details()
+        pairs = "bfloat16 pairs" if details["bf16_pairs"] else "bfloat16 widened to float32"
+        cpu["instruction set"] = f"{details['isa']} ({details['vector_bytes'] * 8}-bit vectors, {pairs})"
+        cpu["others that run"] = ", ".join(n for n in _load.C.isas() if n != details["isa"])
+    state = {
+        name: f"cpu: {_load.C.isa()}" if _load.C is not None else "reference code only"
+        for name in _OPS
+    }
+    return Info(
+        versions=versions,
+        cpu=cpu,
+        operators={name: f"{state[name]}  ({what})" for name, what in _OPS.items()},
+        missing=dict(_load.missing) or {"nothing": ""},
+    )
+
+
+def _offsets(cu_seqlens: Tensor) -> list[int]:
+    return [int(i) for i in cu_seqlens.tolist()]
+
+
+def _explain_attn_varlen(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *_: Any) -> dict:
+    assert _load.C is not None
+    threads = torch.get_num_threads()
+    plan = _load.C.plan_attn_varlen(
+        cu_q=_offsets(cu_q), cu_k=_offsets(cu_k), heads=q.shape[1], dim=q.shape[2],
+        bf16=q.dtype == torch.bfloat16, threads=threads,
+    )  # fmt: skip
+    rows = k.shape[0] * 2 + q.shape[0] * 2
+    copied = [n for n, t in (("q", q), ("k", k), ("v", v)) if not _readable_in_place(t)]
+    return {
+        "tasks": f"{len(plan['tasks'])} for {threads} threads, "
+        f"{plan['heads_per_task']} heads of one sequence each, largest first",
+        "longest keys": plan["longest_k"],
+        "scratch": f"{plan['scratch_bytes']:,} bytes for each thread",
+        "work": f"{2 * plan['multiply_adds']:,} floating-point operations",
+        "memory": f"{rows * q.shape[1] * q.shape[2] * q.element_size():,} bytes read and written",
+        "copied first": ", ".join(copied) or "nothing",
+    }
+
+
+def _readable_in_place(t: Tensor) -> bool:
+    return t.stride(2) == 1 and t.stride(0) % 8 == 0 and t.stride(1) % 8 == 0
+
+
+def _explain_norm_residual(
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, *_: Any
+) -> dict[str, Any]:
+    streams = 2 + (residual is not None)
+    return {"memory": f"{streams * x.numel() * x.element_size():,} bytes read and written"}
+
+
+def _explain_bias_gelu_(x: Tensor, bias: Tensor | None = None, *_: Any) -> dict[str, Any]:
+    return {"memory": f"{2 * x.numel() * x.element_size():,} bytes read and written"}
+
+
+def explain(op: str, *args: Any) -> Explanation:
+    """Which kernel a call would run, and how it would be cut up, without running it.
+
+    Args:
+        op: an operator's name, for instance ``"attn_varlen"``.
+        *args: what the operator would be called with.
+
+    Raises:
+        ValueError: an unknown operator.
+    """
+    if op not in _OPS:
+        raise ValueError(f"explain: operator; got {op!r}; need one of {', '.join(_OPS)}; try one of them")
+    if _load.C is None:
+        return Explanation(op=op, kernel="reference code", reason=_load.missing["ops"])
+    details = _load.C.isa_details()
+    x = args[0]
+    numbers = "bfloat16 pairs" if details["bf16_pairs"] else "bfloat16 widened to float32"
+    result = Explanation(
+        op=f"{op}: {_OPS[op]}",
+        kernel=f"cpu, {details['isa']}, {details['vector_bytes'] * 8}-bit vectors",
+        dtype=f"{x.dtype}" + (f", {numbers}" if x.dtype == torch.bfloat16 else ""),
+    )
+    explainers = {
+        "attn_varlen": _explain_attn_varlen,
+        "norm_residual": _explain_norm_residual,
+        "bias_gelu_": _explain_bias_gelu_,
+    }
+    result.update(explainers[op](*args))
+    return result

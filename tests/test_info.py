@@ -1,0 +1,129 @@
+"""info, explain, the instruction-set switch, and an import that stays light."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import normal, offsets
+
+import filbert
+from filbert import _load
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_import_is_light():
+    """No transformers, no CUDA context: importing filbert must cost what importing torch costs."""
+    result = run_python(
+        "import sys, torch, filbert\n"
+        "print([m for m in ('transformers', 'pyarrow', 'onnx') if m in sys.modules])\n"
+        "print(torch.cuda.is_initialized())"
+    )
+    assert result.stdout.split("\n")[:2] == ["[]", "False"], result.stdout + result.stderr
+
+
+def test_works_without_the_compiled_library():
+    """A broken install still imports, says why, warns once, and computes by the reference."""
+    result = run_python(
+        "import sys, warnings\n"
+        "sys.modules['filbert._C'] = None  # what a missing or broken library looks like\n"
+        "import torch, filbert\n"
+        "q, k, v = torch.randn(5, 3, 2, 8).unbind(1)\n"
+        "cu = torch.tensor([0, 2, 5], dtype=torch.int32)\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    for _ in range(3): out, lse = filbert.attn_varlen(q, k, v, cu, cu, 3, 3, 0.3)\n"
+        "    filbert.norm_residual(torch.ones(2, 4), None, None, torch.ones(4), torch.ones(4), 1e-5)\n"
+        "    filbert.norm_residual_(torch.ones(2, 4), None, None, torch.ones(4), torch.ones(4), 1e-5)\n"
+        "    filbert.bias_gelu_(torch.ones(2, 4))\n"
+        "print(len(caught), out.shape, 'libfilbert_ops' in str(caught[0].message))\n"
+        "print('libfilbert_ops' in str(filbert.info()), filbert.explain('attn_varlen', q)['kernel'])"
+    )
+    assert result.stdout.splitlines() == [
+        "1 torch.Size([5, 2, 8]) True",
+        "True reference code",
+    ], result.stdout + result.stderr
+
+
+def test_info_names_every_operator():
+    text = str(filbert.info())
+    assert torch.__version__ in text
+    assert _load.C.isa() in text
+    for op in ("attn_varlen", "norm_residual", "bias_gelu_"):
+        assert op in filbert.info()["operators"]
+
+
+def test_python_m_filbert_prints_info():
+    result = subprocess.run(
+        [sys.executable, "-m", "filbert"], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert "instruction set" in result.stdout
+
+
+@pytest.mark.parametrize("isa", _load.C.isas() if _load.C else [])
+def test_environment_selects_the_instruction_set(isa):
+    code = "import filbert; print(filbert._load.C.isa())"
+    assert run_python(code, FILBERT_CPU_ISA=isa).stdout.strip() == isa
+
+
+def test_an_unknown_instruction_set_is_said_and_ignored():
+    result = run_python("import filbert; print(filbert._load.C.isa())", FILBERT_CPU_ISA="avx9000")
+    assert result.stdout.strip() == _load.C.isas()[0]
+    assert "avx9000" in result.stderr
+    with pytest.raises(ValueError, match="avx9000"):
+        _load.C.select_isa("avx9000")
+
+
+def test_the_widest_kernels_have_a_stand_in():
+    """512-bit vectors and bfloat16 pairs are tested on every machine, natively or emulated."""
+    assert {"base", "emulated"} <= set(_load.C.isas())
+
+
+def plan(lengths, heads=12, threads=2):
+    cu = offsets(lengths).tolist()
+    return _load.C.plan_attn_varlen(cu, cu, heads, 64, False, threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16, 64])
+@pytest.mark.parametrize("lengths", [[1], [400], [5, 0, 300, 7], [20] * 64, [], [0, 0]], ids=str)
+def test_plan_covers_every_query_once(lengths, threads):
+    result = plan(lengths, threads=threads)
+    covered = set()
+    for sequence, head_begin, head_end, q_begin, q_end in result["tasks"]:
+        assert q_end > q_begin
+        for head in range(head_begin, head_end):
+            for row in range(q_begin, q_end):
+                assert (sequence, head, row) not in covered
+                covered.add((sequence, head, row))
+    assert len(covered) == 12 * sum(lengths)
+    assert result["multiply_adds"] == 2 * 12 * 64 * sum(n * n for n in lengths)
+
+
+def test_plan_starts_with_the_largest_and_shares_a_single_text():
+    sequences = [task[0] for task in plan([3, 90, 20])["tasks"]]
+    assert sequences == sorted(sequences, key=lambda s: -[3, 90, 20][s])
+    assert len(plan([512], heads=2, threads=16)["tasks"]) >= 16
+
+
+def test_explain():
+    q, k, v = normal(100, 3, 12, 64).unbind(1)
+    cu = offsets([30, 70])
+    text = str(filbert.explain("attn_varlen", q, k, v, cu, cu))
+    assert _load.C.isa() in text
+    assert "copied first  nothing" in text
+    odd = normal(100, 12, 65)[..., :64]
+    assert filbert.explain("attn_varlen", odd, k, v, cu, cu)["copied first"] == "q"
+    for op in ("norm_residual", "bias_gelu_"):
+        assert "bytes" in filbert.explain(op, normal(4, 8), None, None)["memory"]
+    with pytest.raises(ValueError, match="got 'attention'"):
+        filbert.explain("attention")
