@@ -44,17 +44,17 @@ struct Pair {
 };
 #endif
 
-// c[kRows][kTileCols] (+)= a[kRows][inner] * b[inner][kTileCols]; c is scaled per row first if
-// `grow`.
-template <typename Mul, int kRows>
+// c[kRows][kVectors * kLanes] = a[kRows][inner] * b[inner][..], plus what c held, scaled by `grow`
+// for each row, if that is given. A row of b is kTileCols wide, whatever part of it is used.
+template <typename Mul, int kRows, int kVectors>
 FILBERT_INLINE void multiply_tile(const typename Mul::Element* a, int64_t a_row,
                                   const typename Mul::Element* b, int64_t inner, float* c,
                                   int64_t c_row, const float* grow) {
-  VecF acc[kRows][kTileVectors];
+  VecF acc[kRows][kVectors];
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int j = 0; j < kTileVectors; ++j) {
+    for (int j = 0; j < kVectors; ++j) {
       acc[r][j] = grow ? load(c + r * c_row + j * kLanes) * grow[r] : VecF{};
     }
   }
@@ -62,7 +62,7 @@ FILBERT_INLINE void multiply_tile(const typename Mul::Element* a, int64_t a_row,
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-      for (int j = 0; j < kTileVectors; ++j) {
+      for (int j = 0; j < kVectors; ++j) {
         acc[r][j] = Mul::multiply_add(a[r * a_row + i], b + i * kTileCols + j * kLanes, acc[r][j]);
       }
     }
@@ -70,42 +70,66 @@ FILBERT_INLINE void multiply_tile(const typename Mul::Element* a, int64_t a_row,
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int j = 0; j < kTileVectors; ++j) store(c + r * c_row + j * kLanes, acc[r][j]);
+    for (int j = 0; j < kVectors; ++j) store(c + r * c_row + j * kLanes, acc[r][j]);
   }
 }
 
-// The same for any number of rows and panels. Rows are dealt out evenly over register tiles, so
-// that 16 rows are 6 + 5 + 5 and not 6 + 6 + 4 with a starved last tile. Each row's sum has one
-// order, whatever the tile height, so results do not depend on how rows are grouped.
+// One operand of a product: rows of `inner` elements, `row` elements apart.
 template <typename Mul>
-void multiply(const typename Mul::Element* a, int64_t a_row, int64_t rows,
-              const typename Mul::Element* panels, int64_t panel_size, int64_t panel_count,
-              int64_t inner, float* c, int64_t c_row, const float* grow) {
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  for (int64_t p = 0; p < panel_count; ++p) {
-    const auto* b = panels + p * panel_size;
+struct Rows {
+  const typename Mul::Element* at;
+  int64_t row;
+  int64_t count;
+};
+
+// The other: panels of kTileCols columns, `size` elements apart.
+template <typename Mul>
+struct Panels {
+  const typename Mul::Element* at;
+  int64_t size;
+  int64_t columns;  // in all panels together; the last panel's tail vector is skipped if unused
+};
+
+// The product of any number of rows and columns. Rows are dealt out evenly over register tiles, so
+// that 16 rows are 6 + 5 + 5 and not 6 + 6 + 4 with a starved last tile. Each row's sum has one
+// order, whatever the tile's height, so results do not depend on how rows are grouped.
+template <typename Mul>
+void multiply(const Rows<Mul>& a, const Panels<Mul>& b, int64_t inner, float* c, int64_t c_row,
+              const float* grow) {
+  const int64_t tiles = (a.count + kTileRows - 1) / kTileRows;
+  for (int64_t column = 0; column < b.columns; column += kTileCols) {
+    const auto* panel = b.at + column / kTileCols * b.size;
+    const bool half = b.columns - column <= kLanes;
     for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t begin = t * rows / tiles, height = (t + 1) * rows / tiles - begin;
-      const auto* a_tile = a + begin * a_row;
-      float* c_tile = c + begin * c_row + p * kTileCols;
+      const int64_t begin = t * a.count / tiles, height = (t + 1) * a.count / tiles - begin;
+      const auto* a_tile = a.at + begin * a.row;
+      float* c_tile = c + begin * c_row + column;
       const float* grow_tile = grow ? grow + begin : nullptr;
-      switch (height) {
-#define FILBERT_HEIGHT(h)                                                         \
-  case h:                                                                         \
-    if constexpr (h <= kTileRows) {                                               \
-      if (grow) {                                                                 \
-        multiply_tile<Mul, h>(a_tile, a_row, b, inner, c_tile, c_row, grow_tile); \
-      } else {                                                                    \
-        multiply_tile<Mul, h>(a_tile, a_row, b, inner, c_tile, c_row, nullptr);   \
-      }                                                                           \
-    }                                                                             \
+      switch (half ? -height : height) {
+#define FILBERT_TILE(h)                                                                           \
+  case h:                                                                                         \
+    if constexpr (h <= kTileRows) {                                                               \
+      multiply_tile<Mul, h, kTileVectors>(a_tile, a.row, panel, inner, c_tile, c_row, grow_tile); \
+    }                                                                                             \
+    break;                                                                                        \
+  case -h:                                                                                        \
+    if constexpr (h <= kTileRows) {                                                               \
+      multiply_tile<Mul, h, 1>(a_tile, a.row, panel, inner, c_tile, c_row, grow_tile);            \
+    }                                                                                             \
     break;
-        FILBERT_HEIGHT(1)
-        FILBERT_HEIGHT(2)
-        FILBERT_HEIGHT(3) FILBERT_HEIGHT(4) FILBERT_HEIGHT(5) FILBERT_HEIGHT(6) FILBERT_HEIGHT(7)
-            FILBERT_HEIGHT(8) FILBERT_HEIGHT(9) FILBERT_HEIGHT(10) FILBERT_HEIGHT(11)
-                FILBERT_HEIGHT(12)
-#undef FILBERT_HEIGHT
+        FILBERT_TILE(1)
+        FILBERT_TILE(2)
+        FILBERT_TILE(3)
+        FILBERT_TILE(4)
+        FILBERT_TILE(5)
+        FILBERT_TILE(6)
+        FILBERT_TILE(7)
+        FILBERT_TILE(8)
+        FILBERT_TILE(9)
+        FILBERT_TILE(10)
+        FILBERT_TILE(11)
+        FILBERT_TILE(12)
+#undef FILBERT_TILE
       }
     }
   }
@@ -141,19 +165,21 @@ FILBERT_INLINE void transpose_4x4(const uint32_t* in, int64_t in_row, uint32_t* 
 // elements of 32 bits (a float, or a bfloat16 pair) and zero columns past the last key.
 void pack_transposed(const uint32_t* rows, int64_t row_stride, int64_t keys, int64_t elements,
                      uint32_t* panels) {
-  for (int64_t first = 0; first < keys; first += kTileCols) {
-    uint32_t* panel = panels + first * elements;
-    const int64_t here = keys - first < kTileCols ? keys - first : kTileCols;
-    int64_t key = 0;
-    for (; key + 4 <= here; key += 4) {
-      const uint32_t* in = rows + (first + key) * row_stride;
-      for (int64_t e = 0; e < elements; e += 4) {
-        transpose_4x4(in + e, row_stride, panel + e * kTileCols + key, kTileCols);
+  for (int64_t key = 0; key < round_up(keys, kTileCols); key += 4) {
+    uint32_t* column = panels + key / kTileCols * kTileCols * elements + key % kTileCols;
+    const uint32_t* in = rows + key * row_stride;
+    int64_t stride = row_stride;
+    uint32_t last[4 * kMaxDim];
+    if (key + 4 > keys) {  // the rows past the end belong to somebody else
+      __builtin_memset(last, 0, 4 * elements * sizeof(uint32_t));
+      for (int64_t r = 0; key + r < keys; ++r) {
+        __builtin_memcpy(last + r * elements, in + r * stride, elements * sizeof(uint32_t));
       }
+      in = last;
+      stride = elements;
     }
-    for (; key < kTileCols; ++key) {
-      const uint32_t* in = rows + (first + key) * row_stride;
-      for (int64_t e = 0; e < elements; ++e) panel[e * kTileCols + key] = key < here ? in[e] : 0;
+    for (int64_t e = 0; e < elements; e += 4) {
+      transpose_4x4(in + e, stride, column + e * kTileCols, kTileCols);
     }
   }
 }
@@ -372,20 +398,19 @@ struct Head {
                        args.window_right < 0 && args.scale > 0.0f;
     pack_keys();
     pack_values();
-    const int64_t v_panel = inner(len_k) * kTileCols;
     for (int64_t first = task.q_begin; first < task.q_end; first += kBlockRows) {
       const int64_t rows = task.q_end - first < kBlockRows ? task.q_end - first : kBlockRows;
       load_queries(first, rows);
       for (int64_t key = 0; key < len_k; key += kKeyBlock) {
         const int64_t keys = len_k - key < kKeyBlock ? len_k - key : kKeyBlock;
-        multiply<Mul>(q_block, inner(dim), rows, k_panels + key * inner(dim),
-                      inner(dim) * kTileCols, round_up(keys, kTileCols) / kTileCols, inner(dim),
+        multiply<Mul>({q_block, inner(dim), rows},
+                      {k_panels + key * inner(dim), inner(dim) * kTileCols, keys}, inner(dim),
                       scores, kKeyBlock, nullptr);
         if (!plain) add_biases(first, rows, key, keys);
         softmax(rows, keys, plain ? args.scale : 1.0f, key == 0);
-        multiply<Mul>(reinterpret_cast<const Element*>(scores), kKeyBlock, rows,
-                      v_panels + inner(key) * kTileCols, v_panel, out_panels, inner(keys), sums,
-                      out_panels * kTileCols, key == 0 ? nullptr : row_grow);
+        multiply<Mul>({reinterpret_cast<const Element*>(scores), kKeyBlock, rows},
+                      {v_panels + inner(key) * kTileCols, inner(len_k) * kTileCols, dim},
+                      inner(keys), sums, out_panels * kTileCols, key == 0 ? nullptr : row_grow);
       }
       write_result(first, rows);
     }
