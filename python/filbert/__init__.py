@@ -1,7 +1,34 @@
-"""filbert: kernels that make BERT-type encoders faster and smaller, swapped in by one call."""
+"""filbert: kernels that make BERT-type encoders faster and smaller, swapped in by one call.
 
+    import filbert
+    model = filbert.convert(model)   # in place; filbert.revert(model) undoes it
+    print(filbert.report(model))
+
+Importing filbert starts no CUDA context and imports no transformers.
+"""
+
+from .config import PackedEncoderConfig
+from .convert import ConvertError, convert, report, revert
+from .info import explain, info
 from .ops import attn_varlen, bias_gelu_, norm_residual, norm_residual_
+from .packing import PackedBatch
+from .pooling import embed
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "attn_varlen", "bias_gelu_", "norm_residual", "norm_residual_"]
+__all__ = [
+    "ConvertError",
+    "PackedBatch",
+    "PackedEncoderConfig",
+    "__version__",
+    "attn_varlen",
+    "bias_gelu_",
+    "convert",
+    "embed",
+    "explain",
+    "info",
+    "norm_residual",
+    "norm_residual_",
+    "report",
+    "revert",
+]

@@ -1,0 +1,153 @@
+"""``python -m bench list | run | table | compare | plot``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .cases import CASES
+from .environment import Ticks, environment, weather
+from .report.compare import compare
+from .report.table import markdown
+from .results import Report, load
+from .runner import DTYPES, Options, matching, say
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m bench", description="Checks every contestant, then times it."
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="name cases, workloads and contestants")
+
+    run = commands.add_parser("run", help="check and time one case")
+    run.add_argument("case", choices=CASES)
+    run.add_argument("--workload", type=_words, default=(), help="globs, comma separated")
+    run.add_argument("--dtype", type=_words, default=tuple(DTYPES), help="float32,bfloat16")
+    run.add_argument("--baseline", type=_words, default=(), help="globs, comma separated")
+    run.add_argument("--only", default="*", help="glob on workload/dtype/contestant")
+    run.add_argument("--repeats", type=_positive(int), help="rounds at most")
+    run.add_argument(
+        "--budget-s", type=_positive(float), help="seconds of samples per workload and dtype"
+    )
+    run.add_argument("--compile-limit-s", type=_positive(float), default=240.0)
+    run.add_argument(
+        "--wait-quiet-s", type=_positive(float), default=0.0,
+        help="on a shared machine: wait this long at most, between rounds, for idle cores",
+    )  # fmt: skip
+    run.add_argument("--threads", type=_positive(int), help="default: what torch uses")
+    run.add_argument("--device", default="cpu", help="cpu or cuda")
+    run.add_argument("--json", type=Path, help="write everything here, all samples included")
+    run.add_argument(
+        "--markdown", type=Path, help="write the table here too (it is printed anyway)"
+    )
+
+    table = commands.add_parser("table", help="print a JSON file as markdown")
+    table.add_argument("file", type=Path)
+    both = commands.add_parser("compare", help="two JSON files side by side")
+    both.add_argument("a", type=Path)
+    both.add_argument("b", type=Path)
+    plot = commands.add_parser("plot", help="draw a JSON file")
+    plot.add_argument("file", type=Path)
+    plot.add_argument("-o", "--output", type=Path, required=True, help=".svg, .png or .pdf")
+    return top
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _positive(kind: type) -> type:
+    def read(text: str) -> float:
+        value = kind(text)
+        if value <= 0:
+            raise argparse.ArgumentTypeError(f"got {text}, need more than 0")
+        return value
+
+    return read  # type: ignore[return-value]
+
+
+def listing() -> str:
+    lines = []
+    for name, case in CASES.items():
+        lines.append(f"{name}: {case.ABOUT}")
+        lines.append(f"  workloads: {', '.join(case.WORKLOADS)}")
+    return "\n".join(lines)
+
+
+def run_case(given: argparse.Namespace) -> Report:
+    """Runs one case as the command line asks and returns everything measured.
+
+    Raises:
+        ValueError: a device, dtype or pattern that does not exist here.
+    """
+    if given.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"--device: got {given.device!r}, need a CUDA device that torch can see; try cpu"
+        )
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    threads = torch.get_num_threads()
+    options = Options(
+        workloads=given.workload,
+        baselines=given.baseline,
+        only=given.only,
+        dtypes=tuple(matching(list(DTYPES), given.dtype, "--dtype")),
+        repeats=given.repeats,
+        budget_s=given.budget_s,
+        device=given.device,
+        threads=threads,
+        compile_limit_s=given.compile_limit_s,
+        wait_quiet_s=given.wait_quiet_s,
+    )
+    about = environment(given.device, threads)
+    before = Ticks.now()
+    rows = CASES[given.case].run(options)
+    about |= weather(before, Ticks.now())
+    recorded = {
+        "workloads": list(options.workloads),
+        "baselines": list(options.baselines),
+        "only": options.only,
+        "dtypes": list(options.dtypes),
+        "repeats": options.repeats,
+        "budget_s": options.budget_s,
+    }
+    return Report(given.case, about, recorded, rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = parser().parse_args(arguments)
+    try:
+        if given.command == "list":
+            print(listing())
+        elif given.command == "run":
+            report = run_case(given)
+            text = markdown(report, CASES[report.case].RATE)
+            print(text)
+            if given.json:
+                report.save(given.json)
+                say(f"wrote {given.json}")
+            if given.markdown:
+                given.markdown.write_text(text, encoding="utf-8")
+            if not any(row.status == "ok" for row in report.rows):
+                say("nothing could be measured; the table says why")
+                return 1
+        elif given.command == "table":
+            report = load(given.file)
+            print(markdown(report, CASES[report.case].RATE))
+        elif given.command == "compare":
+            print(compare(load(given.a), load(given.b)))
+        else:
+            from .report.plot import plot
+
+            report = load(given.file)
+            plot(report, CASES[report.case].RATE, given.output)
+            say(f"wrote {given.output}")
+    except (ValueError, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,74 @@
+"""filbert as a contestant: never on its reference code, whose speed says nothing."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from typing import Any
+
+from torch import Tensor
+
+from .baselines import first_line
+from .engines import Engine, Setup
+from .timing import Unavailable
+
+
+def compiled_filbert() -> Any:
+    """The package, if its kernels are loaded.
+
+    Raises:
+        Unavailable: it cannot be imported, or would run its reference code.
+    """
+    try:
+        import filbert
+        from filbert import _load
+    except ImportError as error:
+        raise Unavailable(f"filbert cannot be imported: {first_line(error)}") from error
+    if not _load.have_ops():
+        raise Unavailable(
+            f"the compiled library is missing, only the reference code would run: "
+            f"{_load.missing.get('ops', 'no reason kept')}"
+        )
+    return filbert
+
+
+def _public(module: str, name: str) -> Any:
+    """``filbert.<module>.<name>``, from its own file: ``filbert.convert`` is both a file and a
+    function, and which of them the package's attribute holds depends on who imported what."""
+    compiled_filbert()
+    try:
+        return getattr(importlib.import_module(f"filbert.{module}"), name)
+    except (ImportError, AttributeError) as error:
+        raise Unavailable(f"this filbert has no {name}(): {first_line(error)}") from error
+
+
+def _converted(setup: Setup) -> Any:
+    convert = _public("convert", "convert")
+    setup.model.set_attn_implementation("sdpa")
+    try:
+        return convert(copy.deepcopy(setup.model).to(setup.dtype))
+    except ValueError as error:
+        raise Unavailable(f"convert() refused: {first_line(error)}") from error
+
+
+def filbert(setup: Setup) -> Engine:
+    """The converted model called like the model it was: padded in, padded out."""
+    model = _converted(setup)
+
+    def forward(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    return Engine(forward)
+
+
+def filbert_embed(setup: Setup) -> Engine:
+    """``filbert.embed``: embeddings and pooling on packed rows too, nothing is ever unpacked."""
+    if not setup.workload.pooled:
+        raise Unavailable("this workload asks for token vectors, not for pooled ones")
+    model = _converted(setup)
+    embed_fn = _public("pooling", "embed")
+
+    def embed(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return embed_fn(model, input_ids, attention_mask=attention_mask, pooling="mean")
+
+    return Engine(embed=embed)

@@ -1,0 +1,1 @@
+"""Tables, comparisons and plots of what a run left behind."""

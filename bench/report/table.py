@@ -1,0 +1,121 @@
+"""Markdown tables: what the docs show and what ``run`` prints."""
+
+from __future__ import annotations
+
+from ..environment import caption
+from ..results import Report, Row
+
+
+def seconds(value: float) -> str:
+    """Three figures and the unit that fits."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if value * factor >= 0.9995 or unit == "µs":
+            return f"{figure(value * factor)} {unit}"
+    return ""
+
+
+def figure(value: float) -> str:
+    """Three significant figures, never in powers of ten."""
+    if value == 0:
+        return "0"
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def _spread(row: Row) -> str:
+    return f"{seconds(row.figures['q1_s'])} – {seconds(row.figures['q3_s'])}"
+
+
+def _ratio(row: Row) -> str:
+    f = row.figures
+    if row.contestant == row.reference:
+        return "1"
+    if "ratio" not in f:
+        return "–"
+    return f"{figure(f['ratio'])} ({figure(f['ratio_q1'])} – {figure(f['ratio_q3'])})"
+
+
+def _timed_cells(row: Row, rate: tuple[str, str, float], shares: list[str]) -> list[str]:
+    f = row.figures
+    return [
+        seconds(f["median_s"]),
+        _spread(row),
+        str(len(row.samples_s)),
+        _ratio(row),
+        figure(f[rate[0]] * rate[2]) if rate[0] in f else "–",
+        *(_share(f, name) for name in shares),
+    ]
+
+
+def _share(figures: dict[str, float], name: str) -> str:
+    if name not in figures:
+        return "–"
+    return f"{figures[name]:.0%}" if name.startswith("share") else figure(figures[name])
+
+
+def _error(row: Row) -> str:
+    return "–" if row.error is None else f"{row.error:.1e}"
+
+
+#: figures that get a column where any row has them, and the column's title
+SHARES = {
+    "ratio_to_per_sequence": "× SDPA per sequence",
+    "share_of_copy": "of a copy",
+    "share_of_clone": "of a clone",
+    "share_of_reference": "of the reference",
+}
+
+
+def _block(rows: list[Row], rate: tuple[str, str, float], timed: bool) -> list[str]:
+    shares = [name for name in SHARES if any(name in row.figures for row in rows)]
+    titles = [SHARES[name] for name in shares]
+    if timed:
+        head = ["median", "quartiles", "n", f"× {rows[0].reference}", rate[1], *titles]
+    else:
+        head = [rate[1], *titles]
+    lines = [
+        "| " + " | ".join(["contestant", *head, "error", "checked"]) + " |",
+        "|" + "---|" + "---:|" * (len(head) + 1) + "---|",
+    ]
+    for row in rows:
+        if row.status == "ok" and row.figures:
+            cells = (
+                _timed_cells(row, rate, shares)
+                if timed
+                else [
+                    figure(row.figures[rate[0]] * rate[2]),
+                    *(_share(row.figures, name) for name in shares),
+                ]
+            )
+            mark = f"✓ {row.note}".strip()
+        else:
+            cells = ["–"] * len(head)
+            mark = f"✗ {row.reason or row.status}"
+        mark = mark.replace("|", "\\|")
+        lines.append("| " + " | ".join([row.contestant, *cells, _error(row), mark]) + " |")
+    return lines
+
+
+def markdown(report: Report, rate: tuple[str, str, float]) -> str:
+    """The whole report: a table for each workload and dtype, and where it was measured."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in report.rows:
+        groups.setdefault((row.workload, row.dtype), []).append(row)
+    lines = [f"## {report.case}", ""]
+    for (workload, dtype), rows in groups.items():
+        padding = max(row.figures.get("padding_share", 0.0) for row in rows)
+        title = f"### {workload}, {dtype}"
+        lines += [title + (f", {padding:.0%} padding" if padding else ""), ""]
+        lines += [*_block(rows, rate, report.case != "memory"), ""]
+    lines.append(f"{caption(report.environment)}.")
+    for share, who in (("machines", "Other machines"), ("processes", "Other processes")):
+        taken = report.environment.get(f"cpu_share_of_other_{share}", 0.0)
+        if taken >= 0.02:
+            lines.append(f"{who} took {taken:.0%} of the processor meanwhile.")
+    if report.case != "memory":
+        lines.append(
+            "Ratios are medians (quartiles) of per-round ratios; "
+            "all contestants ran in one process, in turns."
+        )
+    return "\n".join(lines) + "\n"

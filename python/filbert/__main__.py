@@ -1,0 +1,8 @@
+"""``python -m filbert`` and the ``filbert`` command."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

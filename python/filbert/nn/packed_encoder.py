@@ -1,0 +1,324 @@
+"""A post-LayerNorm transformer encoder that runs on packed rows from its first layer to its last.
+
+Paper: ByteTransformer, arXiv 2210.03052. Unlike it, rows are packed once for all layers, padding
+may lie anywhere, and sums and statistics are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..packing import PackedBatch
+from .dense import PackedLinear, gelu_kind, row_dtype
+
+__all__ = ["LayerParts", "PackedEncoder", "PackedLayer"]
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """The modules and numbers one encoder layer is made of, whatever its family calls them.
+
+    With ``N`` the hidden size, ``H`` heads of ``D`` and ``F`` the inner size of the feed-forward
+    part: ``query``, ``key``, ``value`` map N to H*D, ``out`` H*D to N, ``up`` N to F, ``down`` F to
+    N. ``attn_norm`` and ``ffn_norm`` follow the residual additions.
+    """
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    out: nn.Linear
+    attn_norm: nn.LayerNorm
+    up: nn.Linear
+    activation: Callable[[Tensor], Tensor]
+    down: nn.Linear
+    ffn_norm: nn.LayerNorm
+    num_heads: int
+    head_dim: int
+    scale: float
+    #: the largest dropout probability in the layer; it must be off for the packed layer to be right
+    dropout: float = 0.0
+    #: where each module lies inside the original layer, for reports
+    names: dict[str, str] = field(default_factory=dict)
+
+    def linears(self) -> tuple[nn.Linear, ...]:
+        """The six linear modules whose weights are packed."""
+        return (self.query, self.key, self.value, self.out, self.up, self.down)
+
+
+class PackedLayer(nn.Module):
+    """One BERT layer on packed rows.
+
+    QKV GEMM, attention per sequence, output GEMM, bias + residual + LayerNorm, feed-forward GEMMs
+    with the activation between them, bias + residual + LayerNorm.
+
+    Args:
+        parts: the original modules. They are read, not kept.
+        compute_dtype: dtype of the rows, float32 or bfloat16; :func:`row_dtype` if not given.
+        fold_bias: see :class:`filbert.config.PackedEncoderConfig`.
+        split_query: keep the query weight apart from key and value, which
+            :meth:`forward_first` needs.
+    """
+
+    out_bias: Tensor | None
+    down_bias: Tensor | None
+    attn_norm_weight: Tensor
+    attn_norm_bias: Tensor
+    ffn_norm_weight: Tensor
+    ffn_norm_bias: Tensor
+
+    def __init__(
+        self,
+        parts: LayerParts,
+        *,
+        compute_dtype: torch.dtype | None = None,
+        fold_bias: bool = True,
+        split_query: bool = False,
+    ) -> None:
+        super().__init__()
+        weight = parts.query.weight
+        dtype = compute_dtype or row_dtype(weight.dtype, weight.device)
+        self.num_heads, self.head_dim = parts.num_heads, parts.head_dim
+        self.scale = parts.scale
+        with torch.no_grad():
+            q: Tensor | None = parts.query.bias
+            k: Tensor | None = parts.key.bias
+            v: Tensor | None = parts.value.bias
+            out: Tensor | None = parts.out.bias
+            if fold_bias:
+                # softmax_j(q·(k_j + b_k)) is softmax_j(q·k_j), and sum_j p_j (v_j + b_v) is
+                # sum_j p_j v_j + b_v because the weights sum to 1.
+                if v is not None:
+                    folded = parts.out.weight.double() @ v.double()
+                    out = folded if out is None else out.double() + folded
+                k = v = None
+
+            def packed(
+                linears: Sequence[nn.Linear], biases: Sequence[Tensor | None]
+            ) -> PackedLinear:
+                bias = None
+                if any(b is not None for b in biases):
+                    bias = torch.cat(
+                        [
+                            m.weight.new_zeros(m.out_features) if b is None else b.detach()
+                            for m, b in zip(linears, biases, strict=True)
+                        ]
+                    )
+                return PackedLinear([m.weight for m in linears], bias, compute_dtype=dtype)
+
+            self.query: PackedLinear | None = None
+            if split_query:
+                self.query = packed([parts.query], [q])
+                self.key_value = packed([parts.key, parts.value], [k, v])
+            else:
+                self.query_key_value = packed([parts.query, parts.key, parts.value], [q, k, v])
+            self.out = PackedLinear([parts.out.weight], compute_dtype=dtype)
+            kind = gelu_kind(parts.activation)
+            self.up = PackedLinear(
+                [parts.up.weight], parts.up.bias, activation=kind, compute_dtype=dtype
+            )
+            # Any other activation is the model's own function, run on the GEMM's result.
+            self.activation = None if kind else parts.activation
+            self.down = PackedLinear([parts.down.weight], compute_dtype=dtype)
+            # The biases of the two residual branches are added by norm_residual, in float32.
+            self._hold("out_bias", out, dtype)
+            self._hold("down_bias", parts.down.bias, dtype)
+            for name, norm in (("attn_norm", parts.attn_norm), ("ffn_norm", parts.ffn_norm)):
+                self._hold(f"{name}_weight", norm.weight, dtype)
+                self._hold(f"{name}_bias", norm.bias, dtype)
+            self.attn_norm_eps, self.ffn_norm_eps = parts.attn_norm.eps, parts.ffn_norm.eps
+
+    def _hold(self, name: str, value: Tensor | None, dtype: torch.dtype) -> None:
+        if value is not None:
+            value = value.detach().to(dtype).contiguous()
+        self.register_buffer(name, value, persistent=False)
+
+    def linears(self) -> list[tuple[str, PackedLinear]]:
+        """The packed linears in the order of :meth:`LayerParts.linears`, each with its name."""
+        return [(n, m) for n, m in self.named_children() if isinstance(m, PackedLinear)]
+
+    def dense_weights(self) -> list[Tensor]:
+        """The six dense weights in the order of :meth:`LayerParts.linears`, bit for bit."""
+        return [weight for _, linear in self.linears() for weight in linear.dense_weights()]
+
+    def forward(self, rows: Tensor, batch: PackedBatch) -> Tensor:
+        """Packed rows ``[T, N]`` to ``[T, N]``, in ``compute_dtype``."""
+        heads = (self.num_heads, self.head_dim)
+        if self.query is None:
+            q, k, v = self.query_key_value(rows).view(-1, 3, *heads).unbind(1)
+        else:
+            q = self.query(rows).view(-1, *heads)
+            k, v = self.key_value(rows).view(-1, 2, *heads).unbind(1)
+        cu, longest = batch.cu_seqlens, batch.max_seqlen
+        context, _ = ops.attn_varlen(q, k, v, cu, cu, longest, longest, self.scale)
+        return self._finish(context, rows)
+
+    def forward_first(self, rows: Tensor, batch: PackedBatch) -> Tensor:
+        """What the layer makes of the first row of each sequence, and nothing else.
+
+        Keys and values still need all rows; query, attention, output and feed-forward do not.
+
+        Returns:
+            ``[batch_size, N]``; zeros for an empty sequence.
+        """
+        if self.query is None:
+            return batch.pool(self(rows, batch), "cls")
+        heads = (self.num_heads, self.head_dim)
+        first = rows.index_select(0, batch.first_rows())
+        q = self.query(first).view(-1, *heads)
+        k, v = self.key_value(rows).view(-1, 2, *heads).unbind(1)
+        cu = batch.cu_seqlens
+        one_each = torch.zeros_like(cu)
+        torch.cumsum(cu.diff() > 0, 0, dtype=cu.dtype, out=one_each[1:])
+        context, _ = ops.attn_varlen(q, k, v, one_each, cu, 1, batch.max_seqlen, self.scale)
+        return batch.spread(self._finish(context, first))
+
+    def _finish(self, context: Tensor, rows: Tensor) -> Tensor:
+        """Everything after attention; each row on its own."""
+        mixed = self.out(context.flatten(1))
+        rows = ops.norm_residual_(
+            mixed, self.out_bias, rows, self.attn_norm_weight, self.attn_norm_bias,
+            self.attn_norm_eps,
+        )  # fmt: skip
+        inner = self.up(rows)
+        if self.activation is not None:
+            inner = self.activation(inner)
+        return ops.norm_residual_(
+            self.down(inner), self.down_bias, rows, self.ffn_norm_weight, self.ffn_norm_bias,
+            self.ffn_norm_eps,
+        )  # fmt: skip
+
+
+class PackedEncoder(nn.Module):
+    """A stack of :class:`PackedLayer`: packs once, stays packed, unpacks once.
+
+    Args:
+        parts: one :class:`LayerParts` per layer.
+        fold_bias: see :class:`filbert.config.PackedEncoderConfig`.
+
+    Attributes:
+        model_dtype: dtype of the padded input and output.
+        compute_dtype: dtype of the rows between layers; float32 for a bfloat16 model on a CPU
+            without bf16 instructions.
+    """
+
+    def __init__(self, parts: Sequence[LayerParts], *, fold_bias: bool = True) -> None:
+        super().__init__()
+        self._build(parts, fold_bias)
+
+    def _build(
+        self,
+        parts: Sequence[LayerParts],
+        fold_bias: bool,
+        packed: Callable[[LayerParts, PackedLayer], None] | None = None,
+    ) -> None:
+        """Packs layer by layer. ``packed`` is told after each, so that the original weights of one
+        layer can be let go before those of the next are packed."""
+        weight = parts[0].query.weight
+        self.model_dtype = weight.dtype
+        self.compute_dtype = row_dtype(weight.dtype, weight.device)
+        self.hidden_size = weight.shape[1]
+        self.dropout = max(p.dropout for p in parts)
+        self.packed_layers = nn.ModuleList()
+        for index, layer_parts in enumerate(parts):
+            layer = PackedLayer(
+                layer_parts,
+                compute_dtype=self.compute_dtype,
+                fold_bias=fold_bias,
+                split_query=index == len(parts) - 1,
+            )
+            self.packed_layers.append(layer)
+            if packed is not None:
+                packed(layer_parts, layer)
+
+    @property
+    def layers(self) -> list[PackedLayer]:
+        """The layers, first to last."""
+        return cast("list[PackedLayer]", list(self.packed_layers))
+
+    def pack(self, hidden_states: Tensor, batch: PackedBatch) -> Tensor:
+        """``[B, S, N]`` to rows ``[T, N]`` in ``compute_dtype``."""
+        return batch.pack(hidden_states).to(self.compute_dtype)
+
+    def forward_packed(self, rows: Tensor, batch: PackedBatch, pooled: str | None = None) -> Tensor:
+        """Runs all layers on packed rows.
+
+        Args:
+            rows: ``[T, N]`` in ``compute_dtype``, as :meth:`pack` makes them.
+            batch: where the rows come from.
+            pooled: None for all rows, ``"cls"`` for the first row of each sequence: the last layer
+                then computes only those.
+
+        Returns:
+            ``[T, N]``, or ``[batch_size, N]`` with ``pooled="cls"`` (zeros for an empty sequence).
+
+        Raises:
+            RuntimeError: training mode with dropout, or rows that require a gradient.
+            ValueError: shapes, a dtype or a ``pooled`` that do not fit.
+        """
+        self._check_inference(rows)
+        if rows.ndim != 2 or rows.shape != (batch.num_rows, self.hidden_size):
+            raise ValueError(
+                f"rows: got shape {tuple(rows.shape)}, need [{batch.num_rows}, {self.hidden_size}]"
+            )
+        if rows.dtype != self.compute_dtype:
+            raise ValueError(
+                f"rows: got {rows.dtype}, need {self.compute_dtype}; try PackedEncoder.pack"
+            )
+        if pooled not in (None, "cls"):
+            raise ValueError(f"pooled: got {pooled!r}, need None or 'cls'")
+        *body, last = self.layers
+        for layer in body:
+            rows = layer(rows, batch)
+        return last(rows, batch) if pooled is None else last.forward_first(rows, batch)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Drop-in for a padded encoder.
+
+        Args:
+            hidden_states: ``[B, S, N]`` in ``model_dtype``.
+            attention_mask: anything :meth:`PackedBatch.from_mask` reads, or None for no padding.
+
+        Returns:
+            ``[B, S, N]`` in ``model_dtype``, zero where padding was.
+        """
+        self._check_inference(hidden_states)
+        batch = self.read_mask(hidden_states, attention_mask)
+        rows = self.forward_packed(self.pack(hidden_states, batch), batch)
+        return batch.unpack(rows.to(hidden_states.dtype))
+
+    def read_mask(self, hidden_states: Tensor, attention_mask: Tensor | None) -> PackedBatch:
+        """The batch that ``attention_mask`` describes; checks it against ``hidden_states``."""
+        if hidden_states.ndim != 3 or hidden_states.shape[2] != self.hidden_size:
+            raise ValueError(
+                f"hidden_states: got shape {tuple(hidden_states.shape)}, "
+                f"need [B, S, {self.hidden_size}]"
+            )
+        batch_size, seq_len = hidden_states.shape[:2]
+        if attention_mask is None:
+            return PackedBatch.full(batch_size, seq_len, hidden_states.device)
+        batch = PackedBatch.from_mask(attention_mask, batch_size)
+        if batch.seq_len != seq_len:
+            raise ValueError(
+                f"attention_mask: got {batch.seq_len} places (shape "
+                f"{tuple(attention_mask.shape)}), need {seq_len} as in hidden_states"
+            )
+        return batch
+
+    def _check_inference(self, x: Tensor) -> None:
+        if self.training and self.dropout > 0:
+            raise RuntimeError(
+                f"filbert is inference only: the model is in training mode with dropout "
+                f"{self.dropout:g}; try model.eval(), or filbert.revert(model) to train"
+            )
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                "filbert is inference only: the input requires a gradient, and the packed encoder "
+                "has none to give; try 'with torch.inference_mode():' around the call, or "
+                "filbert.revert(model) to train"
+            )

@@ -1,0 +1,315 @@
+"""Packed batches: the rows that are tokens, without the rows that are padding.
+
+A padded batch ``[B, S, ...]`` becomes packed rows ``[T, ...]``: the kept rows of the first
+sequence, then those of the second, and so on. :class:`PackedBatch` holds where each row came from.
+
+Paper: ByteTransformer, arXiv 2210.03052.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+__all__ = ["PackedBatch"]
+
+#: additive masks say "drop" with -inf, finfo.min or -10000; what is milder is a bias, not a mask
+_DROP = -1e3
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """Where each packed row of a batch lies in the padded batch.
+
+    Attributes:
+        indices: ``[T]`` int64, the flat place of each packed row in ``[batch_size * seq_len]``.
+        cu_seqlens: ``[batch_size + 1]`` int32; sequence ``b`` owns the packed rows
+            ``cu_seqlens[b]:cu_seqlens[b+1]``.
+        positions: ``[T]`` int64, 0, 1, 2... inside each sequence, counting kept rows only.
+        max_seqlen: length of the longest sequence, in rows.
+        batch_size: number of sequences; empty ones count.
+        seq_len: padded length.
+    """
+
+    indices: Tensor
+    cu_seqlens: Tensor
+    positions: Tensor
+    max_seqlen: int
+    batch_size: int
+    seq_len: int
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, batch_size: int | None = None) -> PackedBatch:
+        """Reads a padding mask. Padding may be on the left, on the right or scattered.
+
+        Args:
+            mask: One of
+
+                - ``[B, S]`` bool, integer or float: nonzero keeps the token;
+                - ``[B|1, H|1, S|1, S]`` bool: True attends;
+                - ``[B|1, H|1, S|1, S]`` float, added to the scores: 0 attends, -1000 or less
+                  (Hugging Face uses the lowest finite value) does not.
+
+            batch_size: the batch size where the mask's first dimension is 1 and stands for all.
+
+        Raises:
+            TypeError: not a tensor, or a 4-D mask of integers.
+            ValueError: another rank or shape; a 4-D mask whose kept queries do not all see the same
+                keys (causal, block-diagonal, sliding window); additive values that are neither 0
+                nor very negative (a bias); a 2-D mask with negative values.
+        """
+        if not isinstance(mask, Tensor):
+            raise TypeError(
+                f"mask: got {type(mask).__name__}, need a tensor [B, S] or [B, H, S, S]; "
+                "try the tokenizer's attention_mask (flex_attention's BlockMask cannot be read: "
+                "try attn_implementation='sdpa')"
+            )
+        if mask.ndim == 2:
+            keep = _keep_of_2d(mask)
+        elif mask.ndim == 4:
+            keep = _keep_of_4d(mask)
+        else:
+            raise ValueError(
+                f"mask: got shape {tuple(mask.shape)}, need [B, S] or [B|1, H|1, S|1, S]; "
+                "try the tokenizer's attention_mask"
+            )
+        if batch_size is not None and keep.shape[0] != batch_size:
+            if keep.shape[0] != 1:
+                raise ValueError(
+                    f"mask: got {keep.shape[0]} sequences (shape {tuple(mask.shape)}), "
+                    f"need {batch_size} or 1"
+                )
+            keep = keep.expand(batch_size, -1)
+        return cls._from_keep(keep)
+
+    @classmethod
+    def from_lengths(
+        cls, lengths: Tensor | Sequence[int], seq_len: int | None = None
+    ) -> PackedBatch:
+        """Right padding: sequence ``b`` keeps its first ``lengths[b]`` rows.
+
+        Args:
+            lengths: ``[B]`` integers, 0 is allowed.
+            seq_len: padded length; the longest length if not given.
+
+        Raises:
+            ValueError: lengths that are not one-dimensional integers in ``0..seq_len``.
+        """
+        sizes = torch.as_tensor(lengths, dtype=None if len(lengths) else torch.int64)
+        if sizes.ndim != 1 or sizes.is_floating_point() or sizes.dtype == torch.bool:
+            raise ValueError(
+                f"lengths: got shape {tuple(sizes.shape)} {sizes.dtype}, need [B] integers"
+            )
+        low, high = (int(sizes.min()), int(sizes.max())) if len(sizes) else (0, 0)
+        width = high if seq_len is None else seq_len
+        if low < 0 or high > width:
+            raise ValueError(
+                f"lengths: got values from {low} to {high}, need 0 to {width}"
+                + ("" if seq_len is None else "; try a larger seq_len")
+            )
+        return cls._from_keep(torch.arange(width, device=sizes.device) < sizes[:, None])
+
+    @classmethod
+    def full(cls, batch_size: int, seq_len: int, device: torch.device | None = None) -> PackedBatch:
+        """A batch with no padding at all."""
+        places = torch.arange(batch_size * seq_len, device=device)
+        ends = torch.arange(batch_size + 1, dtype=torch.int32, device=device) * seq_len
+        return cls(
+            indices=places,
+            cu_seqlens=ends,
+            positions=places % seq_len if seq_len else places,
+            max_seqlen=seq_len if batch_size else 0,
+            batch_size=batch_size,
+            seq_len=seq_len,
+        )
+
+    @classmethod
+    def _from_keep(cls, keep: Tensor) -> PackedBatch:
+        batch_size, seq_len = keep.shape
+        indices = keep.flatten().nonzero().squeeze(1)
+        if indices.shape[0] == batch_size * seq_len:
+            return cls.full(batch_size, seq_len, keep.device)
+        counts = keep.sum(1)
+        ends = torch.zeros(batch_size + 1, dtype=torch.int32, device=keep.device)
+        torch.cumsum(counts, 0, dtype=torch.int32, out=ends[1:])
+        starts = torch.repeat_interleave(
+            ends[:-1].long(), counts, output_size=indices.shape[0]
+        )  # [T] first row of the sequence each row belongs to
+        return cls(
+            indices=indices,
+            cu_seqlens=ends,
+            positions=torch.arange(indices.shape[0], device=keep.device) - starts,
+            max_seqlen=int(counts.max()),
+            batch_size=batch_size,
+            seq_len=seq_len,
+        )
+
+    @property
+    def num_rows(self) -> int:
+        """T, the number of packed rows."""
+        return self.indices.shape[0]
+
+    @property
+    def padding_share(self) -> float:
+        """The share of padded places that hold no token, 0 to 1; 0 for an empty batch."""
+        places = self.batch_size * self.seq_len
+        return 1.0 - self.num_rows / places if places else 0.0
+
+    @property
+    def lengths(self) -> Tensor:
+        """``[batch_size]`` int32, kept rows of each sequence."""
+        return self.cu_seqlens.diff()
+
+    @property
+    def _is_full(self) -> bool:
+        return self.num_rows == self.batch_size * self.seq_len
+
+    def pack(self, x: Tensor) -> Tensor:
+        """``[B, S, ...]`` to packed rows ``[T, ...]``; a view of ``x`` where nothing is padded.
+
+        Raises:
+            ValueError: ``x`` does not start with ``[batch_size, seq_len]``.
+        """
+        if x.shape[:2] != (self.batch_size, self.seq_len):
+            raise ValueError(
+                f"x: got shape {tuple(x.shape)}, need [{self.batch_size}, {self.seq_len}, ...] "
+                "as in the mask"
+            )
+        rows = x.flatten(0, 1)
+        return rows if self._is_full else rows.index_select(0, self.indices)
+
+    def unpack(self, rows: Tensor) -> Tensor:
+        """Packed rows ``[T, ...]`` to ``[B, S, ...]``, zero where padding was; a view of ``rows``
+        where nothing is padded.
+
+        Raises:
+            ValueError: ``rows`` does not have ``num_rows`` rows.
+        """
+        self._check_rows(rows)
+        if not self._is_full:
+            padded = rows.new_zeros((self.batch_size * self.seq_len, *rows.shape[1:]))
+            rows = padded.index_copy_(0, self.indices, rows)
+        return rows.view(self.batch_size, self.seq_len, *rows.shape[1:])
+
+    def first_rows(self) -> Tensor:
+        """The packed row each sequence starts with, int64; empty sequences have none and are left
+        out, so the result is shorter than the batch by their number."""
+        starts = self.cu_seqlens[:-1]
+        return starts[starts < self.cu_seqlens[1:]].long()
+
+    def spread(self, first: Tensor) -> Tensor:
+        """One row per non-empty sequence (the order of :meth:`first_rows`) to one row per sequence,
+        ``[batch_size, ...]``, with zeros for empty sequences."""
+        if first.shape[0] == self.batch_size:
+            return first
+        out = first.new_zeros((self.batch_size, *first.shape[1:]))
+        return out.index_copy_(0, (self.lengths > 0).nonzero().squeeze(1), first)
+
+    def pool(self, rows: Tensor, pooling: str = "mean") -> Tensor:
+        """One vector per sequence from packed rows ``[T, ...]``, without unpacking.
+
+        Args:
+            rows: ``[T, ...]`` floating point.
+            pooling: ``"mean"`` of the kept rows (summed in float32 or wider), or ``"cls"``, the
+                first kept row.
+
+        Returns:
+            ``[batch_size, ...]`` in the dtype of ``rows``; zeros for an empty sequence.
+
+        Raises:
+            ValueError: another ``pooling``, or ``rows`` without ``num_rows`` rows.
+        """
+        self._check_rows(rows)
+        if pooling == "cls":
+            return self.spread(rows.index_select(0, self.first_rows()))
+        if pooling != "mean":
+            raise ValueError(f"pooling: got {pooling!r}, need 'mean' or 'cls'")
+        lengths = self.lengths
+        wide = rows if rows.dtype == torch.float64 else rows.float()
+        owner = torch.repeat_interleave(
+            torch.arange(self.batch_size, device=rows.device), lengths, output_size=self.num_rows
+        )
+        total = wide.new_zeros((self.batch_size, *rows.shape[1:])).index_add_(0, owner, wide)
+        count = lengths.clamp(min=1).view(-1, *[1] * (rows.ndim - 1))
+        return (total / count).to(rows.dtype)
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch with its tensors on ``device``."""
+        return replace(
+            self,
+            indices=self.indices.to(device),
+            cu_seqlens=self.cu_seqlens.to(device),
+            positions=self.positions.to(device),
+        )
+
+    def _check_rows(self, rows: Tensor) -> None:
+        if rows.shape[0] != self.num_rows:
+            raise ValueError(
+                f"rows: got shape {tuple(rows.shape)}, need [{self.num_rows}, ...] packed rows"
+            )
+
+
+def _keep_of_2d(mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return mask
+    if mask.numel() and bool((mask < 0).any()):
+        raise ValueError(
+            f"mask: got a 2-D {mask.dtype} mask with negative values, need nonzero = keep, "
+            "0 = padding; try (mask == 0) if it is additive"
+        )
+    return mask != 0
+
+
+def _keep_of_4d(mask: Tensor) -> Tensor:
+    """``[B|1, S]`` bool from a 4-D mask, reading every query row only where it is really stored."""
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(
+            f"mask: got a 4-D {mask.dtype} mask, need bool (True attends) or float (added to the "
+            "scores); try mask.bool()"
+        )
+    if mask.shape[2] not in (1, mask.shape[3]):
+        raise ValueError(
+            f"mask: got shape {tuple(mask.shape)}, need as many queries as keys, or 1; "
+            "cross-attention cannot be packed"
+        )
+    # Hugging Face expands one row per sequence over heads and queries. Where that is only a stride
+    # of 0 there is nothing to read; where it was written out, its rows must be proven equal.
+    for dim in (1, 2):
+        if mask.shape[dim] > 1 and mask.stride(dim) == 0:
+            mask = mask.narrow(dim, 0, 1)
+    if mask.numel() == 0:
+        return mask.new_ones((mask.shape[0], mask.shape[3]), dtype=torch.bool)
+    if mask.shape[1] == mask.shape[2] == 1:
+        return _attends(mask[:, 0, 0])
+    # A minimum and a maximum are the cheapest way to compare all rows; on bool they are slow.
+    numbers = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
+    low, high = numbers.amin((1, 2)), numbers.amax((1, 2))
+    if torch.equal(low, high):
+        return _attends(low.bool() if mask.dtype == torch.bool else low)
+    attends = _attends(mask)
+    keep = attends.any(2).any(1)  # [B, S]
+    agrees = attends == keep[:, None, None, :]
+    if mask.shape[2] > 1:  # what a dropped query would see does not matter
+        agrees |= ~keep[:, None, :, None]
+    if not bool(agrees.all()):
+        raise ValueError(
+            f"mask: got a 4-D mask {tuple(mask.shape)} whose queries see different keys (causal, "
+            "block or windowed), need one set of kept tokens per sequence; try the tokenizer's "
+            "2-D attention_mask, or filbert.revert(model) for this input"
+        )
+    return keep
+
+
+def _attends(mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return mask
+    keep = mask == 0
+    if not bool((keep | (mask <= _DROP)).all()):
+        raise ValueError(
+            f"mask: got an additive mask with values other than 0 and {_DROP:g} or less, which is "
+            "a bias on the scores; need a padding mask; try a 2-D attention_mask"
+        )
+    return keep

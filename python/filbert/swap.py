@@ -1,0 +1,277 @@
+"""The module that stands where an encoder stood, and can give the encoder back.
+
+To the outside it is still the original: it is called the same way, and its ``state_dict`` has the
+original names and dense weights. Inside, the weights exist once, packed; the original modules are
+kept as a skeleton whose linear weights are empty until they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import PackedEncoderConfig
+from .nn.packed_encoder import LayerParts, PackedEncoder, PackedLayer
+
+__all__ = ["EncoderReached", "SwappedEncoder", "stop_at_encoder"]
+
+
+class EncoderReached(BaseException):
+    """Carries what a model hands to its encoder out of the model's forward; see
+    :func:`filbert.embed`. No ``Exception``, so that no model code swallows it."""
+
+    def __init__(self, encoder: SwappedEncoder, hidden_states: Tensor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.hidden_states = hidden_states
+
+
+#: set while a model is run only as far as its encoder
+stop_at_encoder: ContextVar[bool] = ContextVar("filbert_stop_at_encoder", default=False)
+
+
+class SwappedEncoder(PackedEncoder):
+    """A :class:`PackedEncoder` in the place of a Hugging Face encoder.
+
+    Args:
+        original: the encoder; its linear weights are emptied.
+        read_layers: gives the parts of every layer of an encoder, or the reasons why not. It is
+            kept, because weights are packed again after a cast, a move or a load.
+        convention: how the encoder is called; see
+            :class:`filbert.integrations.calling.CallConvention`.
+        config: the settings it was converted with.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        read_layers: Callable[[nn.Module], tuple[list[LayerParts], list[str]]],
+        convention: Any,
+        config: PackedEncoderConfig,
+    ) -> None:
+        nn.Module.__init__(self)
+        # Not registered as a submodule: nobody should find empty weights by walking the model.
+        self.__dict__["original"] = original
+        self.read_layers = read_layers
+        self.convention = convention
+        self.filbert_config = config
+        self.refusals: list[str] = []
+        lists = [n for n, m in original.named_children() if isinstance(m, nn.ModuleList)]
+        self.list_name = lists[0]
+        self.train(original.training)
+        self.pack_weights()
+        if self.refusals:
+            raise ValueError("; ".join(self.refusals))
+
+    # --- the weights: packed, or dense in the original, never both for long ---
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the weights are packed; if not, ``refusals`` says why."""
+        return "packed_layers" in self._modules
+
+    def pack_weights(self) -> None:
+        """Packs the original's weights, layer by layer, emptying each as soon as it is packed."""
+        if self.is_packed:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            parts, self.refusals = self.read_layers(self.original)
+            if self.refusals:
+                return
+            #: the original modules whose weights are packed, by layer
+            self.linears = [layer.linears() for layer in parts]
+            self.part_names = [layer.names for layer in parts]
+            try:
+                self._build(parts, self.filbert_config.fold_bias, packed=_empty_weights)
+            except BaseException:
+                self._fill_weights()
+                self._modules.pop("packed_layers", None)
+                raise
+
+    def unpack_weights(self) -> None:
+        """Puts every dense weight back into the original, bit for bit; drops the packed ones."""
+        if self.is_packed:
+            self._fill_weights()
+            del self.packed_layers
+
+    def _fill_weights(self) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for linears, layer in zip(self.linears, self.layers, strict=False):
+                for linear, weight in zip(linears, layer.dense_weights(), strict=True):
+                    linear.weight.data = weight
+
+    @contextmanager
+    def _dense(self) -> Iterator[nn.Module]:
+        """The original with its weights in it, for a moment."""
+        if not self.is_packed:
+            yield self.original
+            return
+        self._fill_weights()
+        try:
+            yield self.original
+        finally:
+            for linears in self.linears:
+                _empty(linears)
+
+    # --- calls ---
+
+    def forward(
+        self,
+        hidden_states: Tensor | None = None,
+        attention_mask: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Called and answering like the original encoder.
+
+        Args:
+            hidden_states: ``[B, S, N]`` in ``model_dtype``.
+            attention_mask: what the model makes of its mask, for whichever attention
+                implementation: None, 2-D, or 4-D boolean or additive.
+            args: further positional arguments of the original.
+            kwargs: further arguments of the original. Those that ask for nothing are ignored;
+                ``output_hidden_states`` and ``return_dict`` are done.
+
+        Returns:
+            What the original returns. Rows that were padding are zeros.
+
+        Raises:
+            NotImplementedError: an argument that asks for something else, such as attentions, a
+                head mask, a cache or cross-attention.
+            RuntimeError: training mode with dropout, an input that requires a gradient, or weights
+                that were cast or moved to where filbert has no kernels.
+        """
+        hidden_states, attention_mask, want_states, return_dict = self.convention.read(
+            hidden_states, attention_mask, args, kwargs
+        )
+        if not self.is_packed:
+            raise RuntimeError(
+                "the encoder was converted and then changed so that filbert cannot run it: "
+                + "; ".join(self.refusals)
+                + "; or filbert.revert(model)"
+            )
+        if stop_at_encoder.get():
+            raise EncoderReached(self, hidden_states)
+        self._check_inference(hidden_states)
+        device = hidden_states.device.type
+        if torch.is_autocast_enabled(device):
+            # The rows are the weights' dtype already; a cast in one of the steps would split them.
+            with torch.autocast(device, enabled=False):
+                return self._forward(hidden_states, attention_mask, want_states, return_dict)
+        if hidden_states.dtype != self.model_dtype:
+            raise TypeError(
+                f"hidden_states: got {hidden_states.dtype}, need {self.model_dtype} like the "
+                "weights; try casting the whole model"
+            )
+        return self._forward(hidden_states, attention_mask, want_states, return_dict)
+
+    def _forward(
+        self, hidden_states: Tensor, mask: Any, want_states: bool, return_dict: bool
+    ) -> Any:
+        batch = self.read_mask(hidden_states, mask)
+        rows = self.pack(hidden_states, batch)
+        dtype = hidden_states.dtype
+        if not want_states:
+            output = batch.unpack(self.forward_packed(rows, batch).to(dtype))
+            return self.convention.give(output, None, return_dict)
+        states = [hidden_states]
+        for layer in self.layers:
+            rows = layer(rows, batch)
+            states.append(batch.unpack(rows.to(dtype)))
+        return self.convention.give(states[-1], states, return_dict)
+
+    # --- what torch does to modules ---
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            original = self.__dict__.get("original")
+            if original is None:
+                raise
+            if name == "config" and hasattr(original, "config"):
+                return original.config
+            if hasattr(original, name):
+                raise AttributeError(
+                    f"{name!r} is part of the original {type(original).__name__}, whose weights "
+                    "are packed; try filbert.revert(model) first"
+                ) from None
+            raise
+
+    def state_dict(
+        self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> Any:
+        """The original's names and dense weights, in the original's order."""
+        del keep_vars  # the parameters themselves are empty; what is given is detached
+        with self._dense() as original:
+            return original.state_dict(*args, destination=destination, prefix=prefix)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        self.unpack_weights()
+        try:
+            result = self.original.load_state_dict(
+                own, strict=False, assign=local_metadata.get("assign_to_params_buffers", False)
+            )
+            missing_keys += [prefix + key for key in result.missing_keys]
+            if strict:
+                unexpected_keys += [prefix + key for key in result.unexpected_keys]
+        except RuntimeError as error:
+            error_msgs.append(str(error))
+        finally:
+            self.pack_weights()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SwappedEncoder:
+        """Casts and moves the original, and packs again; does nothing where ``fn`` would not."""
+        tensors = (*self.original.parameters(), *self.original.buffers())
+        bare = [
+            torch.empty(0, dtype=d, device=p) for d, p in {(t.dtype, t.device) for t in tensors}
+        ]
+        if all(fn(tensor) is tensor for tensor in bare):
+            return self
+        self.unpack_weights()
+        self.original._apply(fn, recurse)
+        self.pack_weights()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Dense weights travel (deepcopy, pickle, torch.save); the packed ones are made again."""
+        state = self.__dict__.copy()
+        modules = state["_modules"] = dict(state["_modules"])
+        if modules.pop("packed_layers", None) is not None:
+            state["weights"] = [layer.dense_weights() for layer in self.layers]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        weights = state.pop("weights", None)
+        super().__setstate__(state)
+        if weights is not None:
+            for linears, dense in zip(self.linears, weights, strict=True):
+                for linear, weight in zip(linears, dense, strict=True):
+                    linear.weight.data = weight
+            self.pack_weights()
+
+
+def _empty(linears: tuple[nn.Linear, ...]) -> None:
+    with torch.inference_mode(False), torch.no_grad():
+        for linear in linears:
+            linear.weight.data = linear.weight.new_empty(0)
+
+
+def _empty_weights(parts: LayerParts, layer: PackedLayer) -> None:
+    del layer
+    _empty(parts.linears())

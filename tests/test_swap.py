@@ -1,0 +1,247 @@
+"""A converted model under everything torch does to modules, and every call it must refuse."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+from filbert.convert import convert, report, revert
+from filbert.swap import SwappedEncoder
+from models import FAMILIES, MASKS, build, randomise, tokens
+from tolerances import assert_exact
+
+MASK = MASKS["right"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """The models are tiny: more threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def swapped(model) -> SwappedEncoder:
+    (encoder,) = {m for m in model.modules() if isinstance(m, SwappedEncoder)}
+    return encoder
+
+
+def run(model, mask=MASK, **kwargs):
+    with torch.inference_mode():
+        return model(tokens(mask), attention_mask=mask, **kwargs)[0]
+
+
+def bits(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def assert_same_state(state, expected):
+    assert list(state) == list(expected)
+    for key, value in expected.items():
+        assert_exact(state[key], value)
+
+
+# --- what torch and transformers do to modules ---
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saved_checkpoint_is_an_ordinary_one(family, tmp_path):
+    model = build(family, "SequenceClassification")
+    plain = copy.deepcopy(model)
+    convert(model).save_pretrained(tmp_path)
+    loaded = type(plain).from_pretrained(tmp_path).eval()
+    assert_same_state(loaded.state_dict(), bits(plain))
+    assert_exact(run(loaded), run(plain))
+    assert swapped(model).is_packed
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_loading_into_a_converted_model(assign):
+    model, other = build("bert"), build("bert")
+    randomise(other, std=0.3)
+    state = bits(other)
+    convert(model)
+    stale = run(model)
+    result = model.load_state_dict(copy.deepcopy(state), assign=assign)
+    assert not result.missing_keys
+    assert not result.unexpected_keys
+    assert_same_state(model.state_dict(), state)
+    assert_exact(run(model), run(convert(other)))
+    assert not torch.equal(run(model), stale)
+    assert_same_state(revert(model).state_dict(), state)
+
+
+def test_loading_reports_what_does_not_fit():
+    model = convert(build("bert"))
+    state, before = bits(model), run(model)
+    key = "encoder.layer.0.output.dense.weight"
+    strange = {**state, "encoder.layer.0.strange": torch.zeros(1)}
+    del strange["encoder.layer.1.attention.self.key.bias"]
+    with pytest.raises(RuntimeError, match="strange") as caught:
+        model.load_state_dict(strange)
+    assert "encoder.layer.1.attention.self.key.bias" in str(caught.value)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict({**state, key: torch.zeros(3, 3)})
+    assert swapped(model).is_packed
+    assert_exact(run(model), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_copies(dtype, how):
+    model = convert(build("bert", "SequenceClassification", dtype=dtype))
+    if how == "deepcopy":
+        twin = copy.deepcopy(model)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(model))
+    else:
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        twin = torch.load(file, weights_only=False)
+    answer, state = run(model), bits(model)
+    assert_exact(run(twin), answer)
+    assert swapped(twin) is not swapped(model)
+    assert_same_state(twin.state_dict(), state)
+    revert(twin)
+    assert_same_state(twin.state_dict(), state)
+    assert_exact(run(model), answer)
+
+
+@pytest.mark.parametrize("first", [torch.float32, torch.bfloat16])
+def test_casting_packs_again(first):
+    second = torch.bfloat16 if first == torch.float32 else torch.float32
+    model = build("bert", dtype=first)
+    expected = convert(copy.deepcopy(model).to(second))
+    convert(model).to(second)
+    assert_exact(run(model), run(expected))
+    assert_same_state(model.state_dict(), bits(expected))
+
+
+def test_moves_that_change_nothing_are_free():
+    model = convert(build("bert"))
+    layers = swapped(model).packed_layers
+    model.to("cpu").float().eval().requires_grad_(False)
+    assert swapped(model).packed_layers is layers
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.double(), lambda m: m.to("meta")])
+def test_a_cast_to_where_there_are_no_kernels_is_an_error_when_called(cast):
+    model = convert(build("bert"))
+    cast(model)
+    with pytest.raises(RuntimeError, match=r"cannot run it.*(dtype|device).*revert"):
+        swapped(model)(torch.zeros(1, 2, 48))
+    assert report(model)[1].now == "not runnable"
+
+
+def test_a_cast_there_and_back():
+    model = build("bert", dtype=torch.bfloat16)
+    before = bits(model)
+    convert(model).half()
+    assert_same_state(model.bfloat16().state_dict(), bits(model))
+    assert swapped(model).is_packed
+    model.double()
+    plain = revert(model)
+    assert {p.dtype for p in plain.parameters()} == {torch.float64}
+    assert list(plain.state_dict()) == list(before)
+
+
+def test_parts_of_the_original_are_not_found_by_accident():
+    model = convert(build("bert"))
+    with pytest.raises(AttributeError, match=r"weights are packed; try filbert\.revert"):
+        _ = model.encoder.layer
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = model.encoder.nonsense
+    assert model.encoder.config is model.config
+    assert not [n for n, _ in model.named_parameters() if n.startswith("encoder")]
+
+
+# --- refused when called ---
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("head", ["", "SequenceClassification"])
+@pytest.mark.parametrize("by", ["argument", "config"])
+def test_attentions_are_an_error_and_never_missing(family, head, by):
+    model = convert(build(family, head, attention="eager"))
+    arguments = {"output_attentions": True} if by == "argument" else {}
+    model.config.output_attentions = by == "config"
+    with pytest.raises(NotImplementedError, match="output_attentions"):
+        run(model, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"encoder_hidden_states": torch.zeros(3, 9, 48)},
+        {"head_mask": [torch.ones(3), None]},
+        {"past_key_values": object()},
+        {"is_causal": True},
+        {"cu_seq_lens_q": torch.tensor([0, 9])},
+    ],
+    ids=lambda a: next(iter(a)),
+)
+def test_arguments_that_ask_for_more(arguments):
+    encoder = swapped(convert(build("bert")))
+    hidden = torch.zeros(3, 9, 48)
+    with pytest.raises(NotImplementedError, match=next(iter(arguments))):
+        encoder(hidden, **arguments)
+    names = ("head_mask", "use_cache", "position_ids", "past_key_values", "output_attentions")
+    encoder(hidden, MASK, **dict.fromkeys(names))
+    encoder(
+        hidden, MASK, head_mask=[None, None], use_cache=True, position_ids=torch.arange(9)[None]
+    )
+
+
+def test_several_texts_in_one_row_are_refused_where_flash_attention_would_split_them():
+    model = convert(build("bert"))
+    model.config._attn_implementation = "flash_attention_2"
+    hidden, positions = torch.zeros(1, 4, 48), torch.tensor([[0, 1, 0, 1]])
+    with pytest.raises(NotImplementedError, match="position_ids"):
+        swapped(model)(hidden, None, position_ids=positions)
+    swapped(model)(hidden, None, position_ids=torch.arange(4)[None])
+
+
+def test_gradients_are_an_error_and_never_cut():
+    model = convert(build("bert"))
+    with pytest.raises(RuntimeError, match=r"inference only.*inference_mode"):
+        model(tokens(MASK), attention_mask=MASK)
+    with torch.no_grad():
+        model(tokens(MASK), attention_mask=MASK)
+
+
+def test_training_mode_is_an_error():
+    model = convert(build("bert")).train()
+    with pytest.raises(RuntimeError, match="training mode with dropout"):
+        run(model)
+    run(model.eval())
+
+
+def test_causal_masks_are_an_error():
+    encoder = swapped(convert(build("bert")))
+    causal = torch.ones(9, 9, dtype=torch.bool).tril().expand(3, 1, 9, 9)
+    additive = torch.zeros(causal.shape).masked_fill(~causal, torch.finfo(torch.float32).min)
+    for mask in (causal, causal.clone(), additive):
+        with pytest.raises(ValueError, match="different keys"):
+            encoder(torch.zeros(3, 9, 48), mask)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "mask", "error", "words"),
+    [
+        (torch.zeros(3, 9, 40), None, ValueError, r"need \[B, S, 48\]"),
+        (torch.zeros(9, 48), None, ValueError, r"need \[B, S, 48\]"),
+        (torch.zeros(3, 9, 48, dtype=torch.bfloat16), None, TypeError, "bfloat16"),
+        (torch.zeros(3, 9, 48), torch.ones(3, 8), ValueError, "got 8 places"),
+        (torch.zeros(3, 9, 48), torch.ones(2, 9), ValueError, "got 2 sequences"),
+        (None, None, TypeError, "NoneType"),
+    ],
+)
+def test_bad_input(hidden, mask, error, words):
+    with pytest.raises(error, match=words):
+        swapped(convert(build("bert")))(hidden, mask)
