@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, LENGTHS, normal, offsets
-from tolerances import assert_close_to_native, assert_exact
 
+from cases import DTYPES, LENGTHS, normal, offsets
 from filbert import attn_varlen, reference
+from tolerances import assert_close_to_native, assert_exact
 
 
 def qkv_views(rows: int, heads: int, dim: int, dtype: torch.dtype, seed: int = 0):
@@ -34,7 +34,7 @@ def check(q, k, v, cu_q, cu_k, **features):
 
 
 def native_bf16(q, k, v, cu_q, cu_k, scale, **features):
-    """The reference with its softmax weights rounded to bfloat16, as unfused bfloat16 code has them."""
+    """The reference with softmax weights rounded to bfloat16, as in unfused bfloat16 code."""
     out = torch.zeros_like(q)
     eye = torch.eye(int(k.shape[0]))
     rows = eye[:, None, :].expand(-1, q.shape[1], -1)  # V = identity reads the weights off
@@ -190,14 +190,14 @@ REFUSALS = {
         ),
         "cu_seqlens_q; got 3 then 2 at place 2",
     ),
-    "exceeds": (dict(cu_seqlens_k=torch.tensor([0, 9], dtype=torch.int32)), "within the packed rows"),
+    "exceeds": (dict(cu_seqlens_k=torch.tensor([0, 9]).int()), "within the packed rows"),
     "int64": (dict(cu_seqlens_q=torch.tensor([0, 4])), "need int32"),
     "no_offsets": (dict(cu_seqlens_q=torch.zeros(0, dtype=torch.int32)), "leading 0"),
     "slopes": (dict(alibi_slopes=torch.zeros(3)), "alibi_slopes"),
     "slopes_dtype": (dict(alibi_slopes=torch.zeros(2, dtype=torch.float64)), "alibi_slopes"),
     "bias": (dict(key_bias=torch.zeros(3)), "key_bias"),
     "window": (dict(window=(-2, 0)), "window"),
-    "device": (dict(cu_seqlens_q=torch.zeros(2, dtype=torch.int32, device="meta")), "got device meta"),
+    "device": (dict(cu_seqlens_q=torch.zeros(2, device="meta").int()), "got device meta"),
 }  # fmt: skip
 
 

@@ -54,6 +54,18 @@ def test_hidden_states(family, dtype, attention, mask):
     check(build(family, dtype=dtype, attention=attention), MASKS[mask], last_hidden)
 
 
+@pytest.mark.parametrize("supported", [True, False], ids=["bf16 rows", "f32 rows"])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("family", "attention"), ATTENTIONS)
+def test_bfloat16_with_and_without_instructions(family, attention, mask, supported, monkeypatch):
+    """Both ways to run a bfloat16 model, on every machine: rows in bfloat16, or in float32."""
+    monkeypatch.setattr("filbert.nn.dense._bf16_gemm", lambda: supported)
+    model = build(family, dtype=torch.bfloat16, attention=attention)
+    check(model, MASKS[mask], last_hidden)
+    rows = torch.bfloat16 if supported else torch.float32
+    assert swapped(model).compute_dtype == rows
+
+
 @pytest.mark.parametrize(("family", "attention"), ATTENTIONS)
 def test_a_text_is_the_same_alone_and_in_any_padding(family, attention):
     """No row of another text, and no padding, can reach an answer: it is bitwise the same."""

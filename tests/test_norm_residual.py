@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, normal
-from tolerances import assert_close_to_native, assert_exact
 
+from cases import DTYPES, normal
 from filbert import norm_residual, norm_residual_, reference
+from tolerances import assert_close_to_native, assert_exact
 
 SHAPES = [(0, 8), (1, 1), (3, 7), (5, 16), (2, 33), (9, 384), (130, 768), (4, 1031)]
 
@@ -105,19 +105,23 @@ def test_strided_rows(backend):
 
 def test_threads_do_not_change_bits(threads):
     args = operands(600, 768, torch.float32)
-    rows = torch.cat([norm_residual(args[0][i : i + 1], args[1], args[2][i : i + 1], *args[3:], 1e-12)
-                      for i in range(0, 600, 37)])  # fmt: skip
-    assert_exact(norm_residual(*args, 1e-12)[::37], rows)
+    x, bias, residual, weight, beta = args
+    alone = [
+        norm_residual(x[i : i + 1], bias, residual[i : i + 1], weight, beta, 1e-12)
+        for i in range(0, 600, 37)
+    ]
+    assert_exact(norm_residual(*args, 1e-12)[::37], torch.cat(alone))
 
 
+X, ONE = torch.zeros(2, 4), torch.zeros(4)
 REFUSALS = {
-    "rank": ((torch.zeros(4),) + (None, None) + (torch.zeros(4),) * 2, r"need \[T, N\]"),
-    "dtype": ((torch.zeros(2, 4).half(), None, None, torch.zeros(4), torch.zeros(4)), "dtype of x"),
-    "weight": ((torch.zeros(2, 4), None, None, torch.zeros(5), torch.zeros(4)), "weight"),
-    "mixed": ((torch.zeros(2, 4), None, None, torch.zeros(4).bfloat16(), torch.zeros(4)), "weight"),
-    "residual": ((torch.zeros(2, 4), None, torch.zeros(3, 4), torch.zeros(4), torch.zeros(4)), "residual"),
-    "columns": ((torch.zeros(4, 2).t(), None, None, torch.zeros(4), torch.zeros(4)), "contiguous rows"),
-}  # fmt: skip
+    "rank": ((ONE, None, None, ONE, ONE), r"need \[T, N\]"),
+    "dtype": ((X.half(), None, None, ONE, ONE), "dtype of x"),
+    "weight": ((X, None, None, torch.zeros(5), ONE), "weight"),
+    "mixed": ((X, None, None, ONE.bfloat16(), ONE), "weight"),
+    "residual": ((X, None, torch.zeros(3, 4), ONE, ONE), "residual"),
+    "columns": ((torch.zeros(4, 2).t(), None, None, ONE, ONE), "contiguous rows"),
+}
 
 
 @pytest.mark.parametrize(("args", "message"), REFUSALS.values(), ids=REFUSALS.keys())

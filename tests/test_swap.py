@@ -161,6 +161,13 @@ def test_parts_of_the_original_are_not_found_by_accident():
     assert not [n for n, _ in model.named_parameters() if n.startswith("encoder")]
 
 
+def test_torch_compile_compiles_around_the_encoder():
+    model = convert(build("bert"))
+    compiled = torch.compile(model, backend="eager")
+    for mask in (MASKS["right"], MASKS["left"]):
+        assert_exact(run(compiled, mask), run(model, mask))
+
+
 # --- refused when called ---
 
 

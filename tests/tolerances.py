@@ -28,7 +28,9 @@ def _error(result: Tensor, exact: Tensor) -> Tensor:
     return torch.where(infinite, torch.where(result.double() == exact, 0.0, torch.inf), error)
 
 
-def assert_close_to_native(ours: Tensor, native: Tensor, exact: Tensor, factor: float = 2.0) -> None:
+def assert_close_to_native(
+    ours: Tensor, native: Tensor, exact: Tensor, factor: float = 2.0
+) -> None:
     """Largest error of ``ours`` is at most ``factor`` times that of ``native``, plus one rounding.
 
     Args:
@@ -41,7 +43,9 @@ def assert_close_to_native(ours: Tensor, native: Tensor, exact: Tensor, factor: 
     if exact.numel() == 0:
         return
     unknown = exact.isnan()
-    assert torch.equal(ours.isnan(), unknown), "NaN where the exact answer has none, or none where it has"
+    assert torch.equal(ours.isnan(), unknown), (
+        "NaN where the exact answer has none, or none where it has"
+    )
     finite = exact[exact.isfinite()]
     scale = float(finite.abs().max()) if finite.numel() else 0.0
     one_rounding = torch.finfo(ours.dtype).eps * scale

@@ -37,7 +37,7 @@ def warn_once(reason: str) -> None:
 
 
 def _load_ops() -> None:
-    """Importing ``_C`` pulls in libfilbert_ops, whose static initialisers register the operators."""
+    """Importing ``_C`` loads libfilbert_ops, whose static initialisers register the operators."""
     global C
     try:
         C = importlib.import_module("filbert._C")

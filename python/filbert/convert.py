@@ -16,7 +16,7 @@ from torch import nn
 
 from .config import PackedEncoderConfig
 from .probe import Example, difference, make_example
-from .report import Report, ReportRow, left_alone, rows_of_encoder
+from .reporting import Report, ReportRow, left_alone, rows_of_encoder
 from .swap import SwappedEncoder
 
 __all__ = ["ConvertError", "convert", "report", "revert"]
@@ -151,7 +151,7 @@ def report(model: nn.Module) -> Report:
     """What :func:`convert` made of every part of ``model``.
 
     Returns:
-        An iterable of :class:`~filbert.report.ReportRow` (name, was, now, kernel, bytes, reason)
+        An iterable of :class:`~filbert.reporting.ReportRow` (name, was, now, kernel, bytes, reason)
         that prints as an aligned table.
     """
     return Report(list(_rows("", model)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -68,22 +69,23 @@ def _dense_bf16() -> str:
 def _cuda_built(built: dict[str, str]) -> str:
     if "cuda" not in _load.missing:
         return str(torch.ops.filbert.cuda_architectures())
-    return f"built with {built['cuda']}, not loaded" if built.get("cuda") else "without CUDA kernels"
+    return (
+        f"built with {built['cuda']}, not loaded" if built.get("cuda") else "without CUDA kernels"
+    )
 
 
 def info() -> Info:
     """Versions built for and found, the instruction set in use, and every operator with its state.
 
     Returns:
-        A dict that prints as a table. Reading it starts no CUDA context and imports no transformers.
+        A dict that prints as a table. Making it starts no CUDA context, imports no transformers.
     """
     built = dict(_load.C.build_info()) if _load.C is not None else {}
     versions = {
         "filbert": _version("filbert"),
         "python": platform.python_version(),
         "torch": f"{torch.__version__} (built against {built.get('torch', 'nothing')})",
-        "cuda": f"torch {torch.version.cuda or 'without CUDA'}, "
-        f"filbert {_cuda_built(built)}",
+        "cuda": f"torch {torch.version.cuda or 'without CUDA'}, filbert {_cuda_built(built)}",
         "compiler": built.get("compiler", "none"),
         "transformers": _version("transformers"),
     }
@@ -96,7 +98,9 @@ def info() -> Info:
     if _load.C is not None:
         details = _load.C.isa_details()
         pairs = "bfloat16 pairs" if details["bf16_pairs"] else "bfloat16 widened to float32"
-        cpu["instruction set"] = f"{details['isa']} ({details['vector_bytes'] * 8}-bit vectors, {pairs})"
+        cpu["instruction set"] = (
+            f"{details['isa']} ({details['vector_bytes'] * 8}-bit vectors, {pairs})"
+        )
         cpu["others that run"] = ", ".join(n for n in _load.C.isas() if n != details["isa"])
     state = {
         name: f"cpu: {_load.C.isa()}" if _load.C is not None else "reference code only"
@@ -114,7 +118,9 @@ def _offsets(cu_seqlens: Tensor) -> list[int]:
     return [int(i) for i in cu_seqlens.tolist()]
 
 
-def _explain_attn_varlen(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *_: Any) -> dict:
+def _explain_attn_varlen(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *_: Any
+) -> dict:
     assert _load.C is not None
     threads = torch.get_num_threads()
     plan = _load.C.plan_attn_varlen(
@@ -160,7 +166,9 @@ def explain(op: str, *args: Any) -> Explanation:
         ValueError: an unknown operator.
     """
     if op not in _OPS:
-        raise ValueError(f"explain: operator; got {op!r}; need one of {', '.join(_OPS)}; try one of them")
+        raise ValueError(
+            f"explain: operator; got {op!r}; need one of {', '.join(_OPS)}; try one of them"
+        )
     if _load.C is None:
         return Explanation(op=op, kernel="reference code", reason=_load.missing["ops"])
     details = _load.C.isa_details()
@@ -171,7 +179,7 @@ def explain(op: str, *args: Any) -> Explanation:
         kernel=f"cpu, {details['isa']}, {details['vector_bytes'] * 8}-bit vectors",
         dtype=f"{x.dtype}" + (f", {numbers}" if x.dtype == torch.bfloat16 else ""),
     )
-    explainers = {
+    explainers: dict[str, Callable[..., dict[str, Any]]] = {
         "attn_varlen": _explain_attn_varlen,
         "norm_residual": _explain_norm_residual,
         "bias_gelu_": _explain_bias_gelu_,

@@ -50,7 +50,7 @@ def attn_varlen(
         cu_seqlens_q: ``[B+1]`` int32 on the device of ``q``; starts at 0, never falls, ends at most
             at ``Tq``. Rows past its end are no sequence's: their output is 0 and their lse -inf.
         cu_seqlens_k: ``[B+1]`` int32, the same for ``k`` and ``v``.
-        max_seqlen_q: length of the longest query sequence, a tuning hint; results never depend on it.
+        max_seqlen_q: length of the longest query sequence; a hint, results never depend on it.
         max_seqlen_k: length of the longest key sequence, likewise.
         scale: factor on ``q·k``, usually ``D ** -0.5``.
         alibi_slopes: ``[H]`` float32; adds ``-slope * |j - i|`` to the score of query ``i`` and key

@@ -55,6 +55,7 @@ class SwappedEncoder(PackedEncoder):
         config: PackedEncoderConfig,
     ) -> None:
         nn.Module.__init__(self)
+        _keep_dynamo_out()
         # Not registered as a submodule: nobody should find empty weights by walking the model.
         self.__dict__["original"] = original
         self.read_layers = read_layers
@@ -257,6 +258,7 @@ class SwappedEncoder(PackedEncoder):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        _keep_dynamo_out()
         weights = state.pop("weights", None)
         super().__setstate__(state)
         if weights is not None:
@@ -264,6 +266,18 @@ class SwappedEncoder(PackedEncoder):
                 for linear, weight in zip(linears, dense, strict=True):
                     linear.weight.data = weight
             self.pack_weights()
+
+
+def _keep_dynamo_out() -> None:
+    """``torch.compile`` of a model compiles around its packed encoder.
+
+    The GEMMs inside run on opaque oneDNN tensors, which Inductor cannot lower, and the number of
+    rows differs with every batch. Done at the first conversion and not at import, because it
+    imports Dynamo, which every transformers model has imported already.
+    """
+    if not hasattr(SwappedEncoder.forward, "_torchdynamo_disable"):
+        disabled = torch.compiler.disable(SwappedEncoder.forward)
+        SwappedEncoder.forward = disabled  # type: ignore[method-assign]
 
 
 def _empty(linears: tuple[nn.Linear, ...]) -> None:
