@@ -137,6 +137,13 @@ def test_plot_writes_a_picture(tmp_path, suffix, case):
         assert again.read_bytes() == content
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_plot_makes_room_for_whiskers_far_beyond_every_median(tmp_path):
+    pytest.importorskip("matplotlib", reason="plots are optional")
+    noisy = timed_row("a", [0.1, 0.1, 50.0, 60.0, 0.1])
+    plot(report_of(noisy, timed_row("b", [0.1])), e2e.RATE, tmp_path / "plot.png")
+
+
 def test_plot_refuses_an_unknown_suffix_and_an_empty_report(tmp_path):
     with pytest.raises(ValueError, match=r"\.svg"):
         plot(report_of(timed_row("a", [1.0])), e2e.RATE, tmp_path / "plot.bmp")

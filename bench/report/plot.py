@@ -94,7 +94,9 @@ def _bars(
     timed = any("median_s" in row.figures for row in rows)
     key, scale = ("median_s", 1.0) if timed else (rate[0], rate[2])
     values = [row.figures[key] * scale for row in rows if key in row.figures]
-    longest = max(values, default=1.0)
+    # Whiskers have to fit too, and so does the text that stands behind them.
+    reach = max([*values, *(row.figures.get("q3_s", 0.0) for row in rows)], default=1.0)
+    longest = reach or 1.0
     unit, factor = _unit(longest) if timed else (rate[1], 1.0)
     for place, row in enumerate(rows):
         if key not in row.figures:

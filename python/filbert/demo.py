@@ -35,7 +35,7 @@ QUESTIONS = (
 
 #: largest difference in any value of two unit vectors that rounding explains: float32 sums in
 #: another order, and bfloat16 with its 8 bits through six layers
-TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
 _BATCH = 32
 

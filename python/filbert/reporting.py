@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import takewhile
 
 from torch import nn
 
@@ -150,12 +150,12 @@ def _merge_layers(rows: list[ReportRow], prefix: str) -> list[ReportRow]:
     """One row for all layers in which a module reads the same."""
     merged: dict[tuple[str, ...], tuple[list[int], list[ReportRow]]] = {}
     for row in rows:
-        match = re.match(rf"{re.escape(prefix)}(\d+)", row.name)
-        assert match is not None
-        rest = row.name[match.end() :]
+        tail = row.name.removeprefix(prefix)
+        digits = "".join(takewhile(str.isdigit, tail))
+        rest = tail[len(digits) :]
         key = (rest, row.was, row.now, row.kernel, row.reason)
         indices, same = merged.setdefault(key, ([], []))
-        indices.append(int(match[1]))
+        indices.append(int(digits))
         same.append(row)
     out = []
     for (rest, *_), (indices, same) in merged.items():
