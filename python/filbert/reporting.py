@@ -87,7 +87,7 @@ def rows_of_encoder(name: str, encoder: SwappedEncoder) -> list[ReportRow]:
     if not encoder.is_packed:
         reason = "; ".join(encoder.refusals)
         return [ReportRow(name, original, "not runnable", "none", 0, reason)]
-    ours = "C++ kernel" if _load.have_ops() else "reference"
+    ours = _load.C.isa() if _load.C is not None else "reference"
     why = "" if _load.have_ops() else _load.missing["ops"]
     rows: list[ReportRow] = []
     for index, layer in enumerate(encoder.layers):
