@@ -15,14 +15,15 @@ struct AttnTask {
 };
 
 // Each instruction set defines these in its own namespace (csrc/cpu/*_kernel.cpp).
-#define FILBERT_DECLARE_KERNELS(isa)                                                             \
-  namespace isa {                                                                                \
-  int64_t attn_varlen_scratch(const AttnVarlenArgs& args, int64_t longest_k); /* bytes */        \
-  void attn_varlen_task(const AttnVarlenArgs& args, const AttnTask& task, void* scratch);        \
-  void norm_residual_rows(const NormResidualArgs& args, int64_t begin, int64_t end, float* row); \
-  void bias_gelu_rows(const BiasGeluArgs& args, int64_t begin, int64_t end);                     \
-  extern const int vector_bytes;                                                                 \
-  extern const bool bf16_pairs;                                                                  \
+#define FILBERT_DECLARE_KERNELS(isa)                                                      \
+  namespace isa {                                                                         \
+  int64_t attn_varlen_scratch(const AttnVarlenArgs& args, int64_t longest_k); /* bytes */ \
+  void attn_varlen_task(const AttnVarlenArgs& args, const AttnTask& task, void* scratch); \
+  void norm_residual_rows(const NormResidualArgs& args, int64_t begin, int64_t end,       \
+                          float* scratch);                                                \
+  void bias_gelu_rows(const BiasGeluArgs& args, int64_t begin, int64_t end);              \
+  extern const int vector_bytes;                                                          \
+  extern const bool bf16_pairs;                                                           \
   }
 
 FILBERT_DECLARE_KERNELS(base)

@@ -13,8 +13,9 @@ void norm_residual_cpu(const NormResidualArgs& args) {
   const CpuKernels& kernels = cpu_kernels();
   const int64_t grain = std::max<int64_t>(1, kElementsPerShare / std::max<int64_t>(args.width, 1));
   parallel_for(args.rows, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> row(args.width + kernels.vector_bytes / sizeof(float));
-    kernels.norm_residual_rows(args, begin, end, row.data());
+    // The sum of a row, and bias, weight and beta, each rounded up to whole vectors.
+    std::vector<float> scratch(4 * (args.width + kernels.vector_bytes / sizeof(float)));
+    kernels.norm_residual_rows(args, begin, end, scratch.data());
   });
 }
 

@@ -11,88 +11,108 @@ namespace filbert {
 namespace FILBERT_ISA {
 namespace {
 
+// Calls body(i, 0) and body(i, 1) in turn for the vectors of [0, n), so that sums can be kept in
+// two independent chains.
+template <typename Body>
+FILBERT_INLINE void by_twos(int64_t n, Body body) {
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    body(i, 0);
+    body(i + kLanes, 1);
+  }
+  if (i < n) body(i, 0);
+}
+
 template <typename T>
 struct Row {
   const T* x;
-  const T* bias;      // or null
   const T* residual;  // or null
-  const T* weight;
-  const T* beta;
   T* out;
-  float* sum;  // scratch, [width rounded up to vectors]
+  float* sum;         // scratch, like the next three of whole vectors, zero past the width
+  const float* bias;  // or null
+  const float* weight;
+  const float* beta;
   int64_t width;
+  int64_t whole;  // the part of width that whole vectors cover
   float eps;
 
-  template <typename Load>
-  FILBERT_INLINE VecF sum_at(int64_t i, Load get) const {
-    VecF total = get(x + i);
-    if (bias) total += get(bias + i);
-    if (residual) total += get(residual + i);
-    return total;
-  }
-
-  // Writes x + bias + residual to scratch and returns its mean. Padding lanes are written as zero.
+  // Writes x + bias + residual to scratch and returns its mean.
   FILBERT_INLINE float add_up() const {
-    const int64_t whole = width - width % kLanes;
-    VecF total = {};
-    for (int64_t i = 0; i < whole; i += kLanes) {
-      const VecF s = sum_at(i, [](const T* p) { return load(p); });
+    VecF total[2] = {};
+    by_twos(whole, [&](int64_t i, int chain) {
+      VecF s = load(x + i);
+      if (bias) s += load(bias + i);
+      if (residual) s += load(residual + i);
       store(sum + i, s);
-      total += s;
-    }
-    if (whole < width) {
-      const VecF s = sum_at(whole, [&](const T* p) { return load_first(p, width - whole); });
+      total[chain] += s;
+    });
+    if (const int64_t rest = width - whole) {
+      VecF s = load_first(x + whole, rest);
+      if (bias) s += load(bias + whole);
+      if (residual) s += load_first(residual + whole, rest);
       store(sum + whole, s);
-      total += s;
+      total[0] += s;
     }
-    return reduce_add(total) / static_cast<float>(width);
+    return reduce_add(total[0] + total[1]) / static_cast<float>(width);
   }
 
   // Variance about `mean`, which is corrected by what its own rounding left: with a mean much
   // larger than the spread, the first pass alone is off by a visible part of the spread.
   FILBERT_INLINE float variance(float& mean) const {
-    const int64_t whole = width - width % kLanes;
-    VecF squares = {}, left = {};
-    for (int64_t i = 0; i < whole; i += kLanes) {
+    VecF squares[2] = {}, left[2] = {};
+    by_twos(whole, [&](int64_t i, int chain) {
       const VecF d = load(sum + i) - mean;
-      squares = d * d + squares;
-      left += d;
-    }
+      squares[chain] = d * d + squares[chain];
+      left[chain] += d;
+    });
     float more_squares = 0, more_left = 0;
     for (int64_t i = whole; i < width; ++i) {
       const float d = sum[i] - mean;
       more_squares += d * d;
       more_left += d;
     }
-    const float shift = (reduce_add(left) + more_left) / static_cast<float>(width);
+    const float n = static_cast<float>(width);
+    const float shift = (reduce_add(left[0] + left[1]) + more_left) / n;
+    const float about_first = (reduce_add(squares[0] + squares[1]) + more_squares) / n;
     mean += shift;
-    const float about_first = (reduce_add(squares) + more_squares) / static_cast<float>(width);
     return about_first > shift * shift ? about_first - shift * shift : 0.0f;
   }
 
   FILBERT_INLINE void write(float mean, float rstd) const {
-    const int64_t whole = width - width % kLanes;
-    for (int64_t i = 0; i < whole; i += kLanes) {
-      store(out + i, (load(sum + i) - mean) * rstd * load(weight + i) + load(beta + i));
-    }
-    if (const int64_t rest = width - whole) {
-      const VecF gamma = load_first(weight + whole, rest), shift = load_first(beta + whole, rest);
-      store_first(out + whole, (load(sum + whole) - mean) * rstd * gamma + shift, rest);
-    }
+    const auto at = [&](int64_t i) {
+      return (load(sum + i) - mean) * rstd * load(weight + i) + load(beta + i);
+    };
+    for (int64_t i = 0; i < whole; i += kLanes) store(out + i, at(i));
+    if (whole < width) store_first(out + whole, at(whole), width - whole);
   }
 };
 
+// The vector operands are used by every row: widened once, and padded to whole vectors.
+template <typename T>
+const float* widen(const void* from, int64_t width, float*& scratch) {
+  if (!from) return nullptr;
+  float* to = scratch;
+  const T* p = static_cast<const T*>(from);
+  int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) store(to + i, load(p + i));
+  if (i < width) {
+    store(to + i, load_first(p + i, width - i));
+    i += kLanes;
+  }
+  scratch += i;
+  return to;
+}
+
 template <typename T>
 void rows(const NormResidualArgs& args, int64_t begin, int64_t end, float* scratch) {
-  Row<T> row{nullptr,
-             static_cast<const T*>(args.bias),
-             nullptr,
-             static_cast<const T*>(args.weight),
-             static_cast<const T*>(args.beta),
-             nullptr,
-             scratch,
-             args.width,
-             args.eps};
+  Row<T> row{};
+  row.width = args.width;
+  row.whole = args.width - args.width % kLanes;
+  row.eps = args.eps;
+  row.bias = widen<T>(args.bias, args.width, scratch);
+  row.weight = widen<T>(args.weight, args.width, scratch);
+  row.beta = widen<T>(args.beta, args.width, scratch);
+  row.sum = scratch;
   for (int64_t r = begin; r < end; ++r) {
     row.x = static_cast<const T*>(args.x) + r * args.x_row;
     if (args.residual) row.residual = static_cast<const T*>(args.residual) + r * args.residual_row;
@@ -105,12 +125,9 @@ void rows(const NormResidualArgs& args, int64_t begin, int64_t end, float* scrat
 
 }  // namespace
 
-const int vector_bytes = FILBERT_VECTOR_BYTES;
-const bool bf16_pairs = FILBERT_BF16_PAIRS;
-
-void norm_residual_rows(const NormResidualArgs& args, int64_t begin, int64_t end, float* row) {
-  args.dtype == DType::kFloat32 ? rows<float>(args, begin, end, row)
-                                : rows<bf16>(args, begin, end, row);
+void norm_residual_rows(const NormResidualArgs& args, int64_t begin, int64_t end, float* scratch) {
+  args.dtype == DType::kFloat32 ? rows<float>(args, begin, end, scratch)
+                                : rows<bf16>(args, begin, end, scratch);
 }
 
 }  // namespace FILBERT_ISA
