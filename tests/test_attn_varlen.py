@@ -120,13 +120,16 @@ def test_layouts_give_the_same_bits(backend):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_neighbours_cannot_leak(backend, dtype, poison):
-    """A sequence is bitwise the same alone and between neighbours full of NaN or Inf."""
+@pytest.mark.parametrize("index", range(5))
+def test_neighbours_cannot_leak(backend, dtype, index, poison):
+    """A sequence is bitwise the same alone and between neighbours full of NaN or Inf, whether its
+    length is odd, even, or a whole number of tiles."""
     lengths = [7, 33, 12, 70, 3]
     cu = offsets(lengths)
     q, k, v = (t.clone() for t in qkv_views(sum(lengths) + 2, 2, 64, dtype))
-    kept = slice(int(cu[2]), int(cu[3]))
-    alone = attn_varlen(q[kept], k[kept], v[kept], offsets([12]), offsets([12]), 0, 0, 0.125)
+    kept = slice(int(cu[index]), int(cu[index + 1]))
+    own = offsets([lengths[index]])
+    alone = attn_varlen(q[kept], k[kept], v[kept], own, own, 0, 0, 0.125)
     for t in (q, k, v):
         rest = torch.ones(t.shape[0], dtype=torch.bool)
         rest[kept] = False
@@ -172,7 +175,26 @@ def test_threads_do_not_change_bits(threads):
     assert_exact(out, alone)
 
 
+@pytest.mark.parametrize("size", [1e6, 1e9, 1e15])
+def test_huge_scores_with_any_scale(backend, size):
+    """However large the scores, a row's largest keeps its weight: the scale is no power of two, so
+    a maximum that was rounded differently from the score it came from would lose everything."""
+    q, k, v = qkv_views(60, 3, 32, torch.float32)
+    cu = offsets([25, 35])
+    out, lse = attn_varlen(q * size, k, v, cu, cu, 0, 0, 32**-0.5)
+    best = (q * size).double().transpose(0, 1) @ k.double().permute(1, 2, 0)
+    seen = torch.block_diag(torch.ones(25, 25), torch.ones(35, 35)).bool()
+    top = best.masked_fill(~seen, -torch.inf)
+    winner = v.transpose(0, 1).gather(1, top.argmax(-1)[..., None].expand(-1, -1, 32))
+    clear = top.topk(2, -1).values.diff().squeeze(-1) < -1e-3 * size  # no near tie
+    assert clear.float().mean() > 0.9
+    assert_exact(out.transpose(0, 1)[clear], winner[clear])
+    assert (lse.double() / (top.amax(-1) * 32**-0.5) - 1).abs().max() < 1e-6
+
+
 REFUSALS = {
+    "no_heads": (dict(zip("qkv", torch.zeros(3, 4, 0, 8), strict=True)), "heads; got 0"),
+    "meta_bias": (dict(key_bias=torch.zeros(4, device="meta")), "got meta"),
     "dtype": (dict(q=torch.zeros(4, 2, 8, dtype=torch.float64)), "dtype of q"),
     "fp16": (dict(q=torch.zeros(4, 2, 8, dtype=torch.float16)), "float32 or bfloat16"),
     "mixed": (dict(k=torch.zeros(4, 2, 8, dtype=torch.bfloat16)), "dtype of k"),
@@ -197,7 +219,7 @@ REFUSALS = {
     "slopes_dtype": (dict(alibi_slopes=torch.zeros(2, dtype=torch.float64)), "alibi_slopes"),
     "bias": (dict(key_bias=torch.zeros(3)), "key_bias"),
     "window": (dict(window=(-2, 0)), "window"),
-    "device": (dict(cu_seqlens_q=torch.zeros(2, device="meta").int()), "got device meta"),
+    "device": (dict(cu_seqlens_q=torch.zeros(2, device="meta").int()), "got meta"),
 }  # fmt: skip
 
 
@@ -211,6 +233,30 @@ def test_refuses(change, message):
     attn_varlen(**good)
     with pytest.raises(RuntimeError, match=message):
         attn_varlen(**(good | change))
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["rank", "heads", "value_rows", "mixed", "start", "falls_both", "exceeds", "int64",
+     "no_offsets", "slopes", "slopes_dtype", "bias", "device", "meta_bias"],
+)  # fmt: skip
+def test_the_fallback_refuses_too(case, monkeypatch):
+    """Without the compiled library wrong offsets must not become other sequences' rows."""
+    from filbert import _load
+
+    monkeypatch.setattr(_load, "C", None)
+    monkeypatch.setitem(_load.missing, "ops", "taken away by a test")
+    monkeypatch.setattr(
+        _load, "_warned", {"filbert runs its slow reference code: taken away by a test"}
+    )
+    good = dict(
+        zip("qkv", torch.zeros(3, 4, 2, 8), strict=True),
+        cu_seqlens_q=offsets([4]), cu_seqlens_k=offsets([4]),
+        max_seqlen_q=4, max_seqlen_k=4, scale=1.0,
+    )  # fmt: skip
+    attn_varlen(**good)
+    with pytest.raises(RuntimeError, match=r"attn_varlen: .*; need .*; try "):
+        attn_varlen(**(good | REFUSALS[case][0]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -67,6 +67,7 @@ def test_threads_do_not_change_bits(threads):
     [
         ((torch.zeros(4, 2).t(),), "contiguous"),
         ((torch.zeros(2, 4), torch.zeros(3)), "bias"),
+        ((torch.zeros(2, 4), torch.zeros(4, device="meta")), "got meta"),
         ((torch.zeros(2, 4), None, "sigmoid"), "approximate; got sigmoid"),
         ((torch.zeros(2, 4, dtype=torch.int32),), "dtype of x"),
     ],

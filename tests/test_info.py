@@ -123,10 +123,9 @@ def test_explain():
     cu = offsets([30, 70])
     text = str(filbert.explain("attn_varlen", q, k, v, cu, cu))
     assert _load.C.isa() in text
-    assert "copied first  nothing" in text
-    odd = normal(100, 12, 65)[..., :64]
-    assert filbert.explain("attn_varlen", odd, k, v, cu, cu)["copied first"] == "q"
-    for op in ("norm_residual", "bias_gelu_"):
+    named = filbert.explain("attn_varlen", q, k, v, cu_seqlens_q=cu, cu_seqlens_k=cu, window=(3, 3))
+    assert named["longest keys"] == 70
+    for op in ("norm_residual", "norm_residual_", "bias_gelu_"):
         assert "bytes" in filbert.explain(op, normal(4, 8), None, None)["memory"]
     with pytest.raises(ValueError, match="got 'attention'"):
-        filbert.explain("attention")
+        filbert.explain("attention", q)

@@ -80,8 +80,10 @@ def test_eps_is_used(backend):
 @pytest.mark.parametrize("value", [3e38, -3e38])
 def test_near_the_limit_stays_like_native(backend, value):
     x, b, _, w, beta = operands(2, 40, torch.float32)
-    x[0, 3] = value
+    x[0, 3] = value  # its square is no float32: the variance is inf, and native's row is its beta
     ours = norm_residual(x, b, None, w, beta, 1e-5)
+    native = unfused(x, b, None, w, beta, 1e-5)
+    assert_exact(ours[0].isfinite(), native[0].isfinite())
     assert_exact(ours[1:], norm_residual(x[1:], b, None, w, beta, 1e-5))
 
 
@@ -120,6 +122,7 @@ REFUSALS = {
     "weight": ((X, None, None, torch.zeros(5), ONE), "weight"),
     "mixed": ((X, None, None, ONE.bfloat16(), ONE), "weight"),
     "residual": ((X, None, torch.zeros(3, 4), ONE, ONE), "residual"),
+    "meta": ((X, None, None, ONE.to("meta"), ONE), "got meta"),
     "columns": ((torch.zeros(4, 2).t(), None, None, ONE, ONE), "contiguous rows"),
 }
 
@@ -128,6 +131,11 @@ REFUSALS = {
 def test_refuses(args, message):
     with pytest.raises(RuntimeError, match=message):
         norm_residual(*args, 1e-5)
+
+
+def test_in_place_refuses_overlapping_rows():
+    with pytest.raises(RuntimeError, match="do not overlap"):
+        norm_residual_(torch.zeros(1, 4).expand(3, 4), None, None, ONE, ONE, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

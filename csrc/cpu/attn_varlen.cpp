@@ -20,6 +20,7 @@ class Scratch {
   void* at_least(int64_t bytes) {
     if (bytes > size_) {
       data_.reset();  // before the new one, so that both never live at once
+      size_ = 0;      // and true if the next line throws
       data_.reset(static_cast<char*>(::operator new(bytes, std::align_val_t{64})));
       size_ = bytes;
     }
@@ -59,7 +60,7 @@ void clear_rows(const AttnVarlenArgs& args, int64_t begin, int64_t end) {
 
 }  // namespace
 
-AttnPlan plan_attn_varlen(const AttnVarlenArgs& args, int64_t threads) {
+AttnPlan plan_attn_varlen(const AttnVarlenArgs& args, const CpuKernels& kernels, int64_t threads) {
   // As many heads to a task as still leave every thread several tasks, since neighbouring heads
   // share pages and prefetches. Where there are fewer heads than threads could share, the queries
   // of long sequences are split too. Largest first, so that no thread ends alone with a big task.
@@ -93,7 +94,7 @@ AttnPlan plan_attn_varlen(const AttnVarlenArgs& args, int64_t threads) {
   };
   std::stable_sort(plan.tasks.begin(), plan.tasks.end(),
                    [&](const AttnTask& a, const AttnTask& b) { return cost(a) > cost(b); });
-  plan.scratch_bytes = cpu_kernels().attn_varlen_scratch(args, plan.longest_k);
+  plan.scratch_bytes = kernels.attn_varlen_scratch(args, plan.longest_k);
   return plan;
 }
 
@@ -105,7 +106,7 @@ void attn_varlen_cpu(const AttnVarlenArgs& args) {
   }
   clear_rows(args, args.cu_q[args.sequences], args.rows_q);
 
-  const AttnPlan plan = plan_attn_varlen(args, threads);
+  const AttnPlan plan = plan_attn_varlen(args, kernels, threads);
   const int64_t count = static_cast<int64_t>(plan.tasks.size());
   std::atomic<int64_t> next{0};
   // One share per thread; each takes tasks from one queue until it is empty.

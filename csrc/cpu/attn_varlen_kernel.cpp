@@ -139,7 +139,7 @@ void multiply(const Rows<Mul>& a, const Panels<Mul>& b, int64_t inner, float* c,
 // -------------------------------------------------------------------------------------
 
 typedef uint32_t Quad __attribute__((vector_size(16), may_alias));
-typedef uint32_t QuadUnaligned __attribute__((vector_size(16), aligned(4), may_alias));
+typedef uint32_t QuadUnaligned __attribute__((vector_size(16), aligned(2), may_alias));
 
 // out[j][0..3] = in[0..3][j] for a 4x4 block of 32-bit elements.
 FILBERT_INLINE void transpose_4x4(const uint32_t* in, int64_t in_row, uint32_t* out,
@@ -340,7 +340,8 @@ struct Head {
   }
 
   // Scores of a key block become weights; row_max, row_sum and row_grow move on. `scale` is what
-  // the scores still have to be multiplied by, positive.
+  // the scores still have to be multiplied by, positive. The maximum is taken and subtracted before
+  // that: the largest score's exponent is then exactly 0, however large the scores are.
   void softmax(int64_t rows, int64_t keys, float scale, bool first_block) {
     const int64_t whole = keys - keys % kLanes;
     const VecI tail = lane_index() < static_cast<int32_t>(keys - whole);
@@ -352,14 +353,14 @@ struct Head {
       }
       VecF top = broadcast(kMinusInf);
       for (int64_t j = 0; j < keys; j += kLanes) top = max(load(row + j), top);
-      float row_top = reduce_max(top) * scale;
+      float row_top = reduce_max(top);
       const float before = first_block ? kMinusInf : row_max[r];
       if (before > row_top) row_top = before;
       // A row that has seen no key yet has nothing to subtract (-inf - -inf is NaN).
       const float shift = row_top == kMinusInf ? 0.0f : row_top;
       VecF total = {};
       for (int64_t j = 0; j < keys; j += kLanes) {
-        const VecF weight = exp_nonpositive(load(row + j) * scale - shift);
+        const VecF weight = exp_nonpositive((load(row + j) - shift) * scale);
         total += weight;
         if constexpr (kPairs) {
           store(reinterpret_cast<bf16*>(row) + j, weight);  // behind what is still to be read
@@ -368,7 +369,8 @@ struct Head {
         }
       }
       const float sum = reduce_add(total);
-      const float grow = first_block ? 0.0f : to_scalar(exp_nonpositive(broadcast(before - shift)));
+      const float grow =
+          first_block ? 0.0f : to_scalar(exp_nonpositive(broadcast((before - shift) * scale)));
       row_grow[r] = grow;
       row_sum[r] = first_block ? sum : row_sum[r] * grow + sum;
       row_max[r] = row_top;
@@ -377,7 +379,7 @@ struct Head {
 
   static FILBERT_INLINE float to_scalar(VecF v) { return v[0]; }
 
-  void write_result(int64_t first, int64_t rows) {
+  void write_result(int64_t first, int64_t rows, float scale) {
     const int64_t width = out_panels * kTileCols;
     for (int64_t r = 0; r < rows; ++r) {
       T* out = static_cast<T*>(args.out) + (q0 + first + r) * args.out_row + head * args.out_head;
@@ -389,13 +391,14 @@ struct Head {
       if (d < dim) store_first(out + d, load(sum + d) * share, dim - d);
       // The logarithm is one scalar per row: exactness is worth more than speed here.
       args.lse[head * args.rows_q + q0 + first + r] =
-          seen ? __builtin_logf(row_sum[r]) + row_max[r] : kMinusInf;
+          seen ? __builtin_logf(row_sum[r]) + row_max[r] * scale : kMinusInf;
     }
   }
 
   void run() {
     const bool plain = !args.alibi_slopes && !args.key_bias && args.window_left < 0 &&
                        args.window_right < 0 && args.scale > 0.0f;
+    const float scale = plain ? args.scale : 1.0f;  // add_biases has applied it otherwise
     pack_keys();
     pack_values();
     for (int64_t first = task.q_begin; first < task.q_end; first += kBlockRows) {
@@ -407,12 +410,12 @@ struct Head {
                       {k_panels + key * inner(dim), inner(dim) * kTileCols, keys}, inner(dim),
                       scores, kKeyBlock, nullptr);
         if (!plain) add_biases(first, rows, key, keys);
-        softmax(rows, keys, plain ? args.scale : 1.0f, key == 0);
+        softmax(rows, keys, scale, key == 0);
         multiply<Mul>({reinterpret_cast<const Element*>(scores), kKeyBlock, rows},
                       {v_panels + inner(key) * kTileCols, inner(len_k) * kTileCols, dim},
                       inner(keys), sums, out_panels * kTileCols, key == 0 ? nullptr : row_grow);
       }
-      write_result(first, rows);
+      write_result(first, rows, scale);
     }
   }
 };

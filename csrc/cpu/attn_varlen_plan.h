@@ -16,6 +16,7 @@ struct AttnPlan {
   int64_t multiply_adds;  // of both products, padding of tiles not counted
 };
 
-FILBERT_EXPORT AttnPlan plan_attn_varlen(const AttnVarlenArgs& args, int64_t threads);
+FILBERT_EXPORT AttnPlan plan_attn_varlen(const AttnVarlenArgs& args, const CpuKernels& kernels,
+                                         int64_t threads);
 
 }  // namespace filbert

@@ -75,6 +75,7 @@ struct Row {
     const float shift = (reduce_add(left[0] + left[1]) + more_left) / n;
     const float about_first = (reduce_add(squares[0] + squares[1]) + more_squares) / n;
     mean += shift;
+    if (about_first == __builtin_inff()) return about_first;  // the squares overflowed
     return about_first > shift * shift ? about_first - shift * shift : 0.0f;
   }
 

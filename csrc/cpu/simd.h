@@ -172,7 +172,7 @@ FILBERT_INLINE VecF exp_nonpositive(VecF x) {
   p = p * r + 0.166665207f;
   p = p * r + 0.499999935f;
   p = p * (r * r) + (r + 1.0f);
-  const VecF power = (VecF)(((VecI)shifted << 23) + (127 << 23));
+  const VecF power = (VecF)(((VecU)shifted << 23) + (127u << 23));
   const VecF result = p * power;
   return x < kLowest ? VecF{} : result;
 }

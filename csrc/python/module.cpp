@@ -57,7 +57,7 @@ py::dict plan_attn_varlen(const std::vector<int32_t>& cu_q, const std::vector<in
   args.sequences = static_cast<int64_t>(cu_q.size()) - 1;
   args.heads = heads;
   args.dim = dim;
-  const filbert::AttnPlan plan = filbert::plan_attn_varlen(args, threads);
+  const filbert::AttnPlan plan = filbert::plan_attn_varlen(args, filbert::cpu_kernels(), threads);
   py::list tasks;
   for (const filbert::AttnTask& t : plan.tasks) {
     tasks.append(py::make_tuple(t.sequence, t.head_begin, t.head_end, t.q_begin, t.q_end));

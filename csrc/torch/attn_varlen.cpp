@@ -1,5 +1,6 @@
 #include "args/attn_varlen.h"
 
+#include <algorithm>
 #include <tuple>
 
 #include "cpu/kernels.h"
@@ -33,8 +34,8 @@ void check_offset_tensor(const Tensor& cu, const Tensor& q, const char* name) {
     check(false, kOp, name, torch::headeronly::toString(cu.scalar_type()), "int32",
           "cu_seqlens.int()");
   }
-  check(cu.dim() == 1 && cu.size(0) >= 1 && (cu.size(0) < 2 || cu.stride(0) == 1), kOp, name,
-        shape_of(cu), "a contiguous [B + 1]", "one offset per sequence and a leading 0");
+  check(cu.dim() == 1 && cu.size(0) >= 1 && (cu.size(0) < 2 || cu.stride(0) == 1), kOp, name, cu,
+        "a contiguous [B + 1]", "one offset per sequence and a leading 0");
   check(cu.is_cpu() == q.is_cpu() && cu.get_device_index() == q.get_device_index(), kOp, name,
         "a tensor on another device", "the device of q", "cu_seqlens.to(q.device)");
 }
@@ -42,8 +43,7 @@ void check_offset_tensor(const Tensor& cu, const Tensor& q, const char* name) {
 // A [T, H, D] operand whose rows a kernel can read in place; anything odd is copied once.
 Tensor rows_operand(const Tensor& t, int64_t heads, int64_t dim, const char* name) {
   const bool fits = t.dim() == 3 && t.size(1) == heads && t.size(2) == dim;
-  check(fits, kOp, name, shape_of(t), "[T, H, D] with the H and D of q",
-        "the same heads for q, k and v");
+  check(fits, kOp, name, t, "[T, H, D] with the H and D of q", "the same heads for q, k and v");
   const bool in_place = t.stride(2) == 1 && t.stride(0) % 8 == 0 && t.stride(1) % 8 == 0;
   return in_place ? t : torch::stable::contiguous(t);
 }
@@ -55,8 +55,9 @@ std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_s
                                        int64_t window_right, std::optional<Tensor> key_bias) {
   AttnVarlenArgs args{};
   args.dtype = dtype_of(q, kOp, "q");
-  check(q.dim() == 3, kOp, "q", shape_of(q), "[T, H, D]", "q.view(rows, heads, head_dim)");
+  check(q.dim() == 3, kOp, "q", q, "[T, H, D]", "q.view(rows, heads, head_dim)");
   const int64_t heads = q.size(1), dim = q.size(2);
+  check(heads > 0, kOp, "heads", heads, "at least one", "q.view(rows, heads, head_dim)");
   check(dim > 0 && dim <= kMaxDim && dim % 8 == 0, kOp, "head dimension", dim,
         "a multiple of 8, at most 128", "zero-padding q, k and v to the next multiple of 8");
   check_like(k, q, kOp, "k");
@@ -68,7 +69,7 @@ std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_s
         "k and v of the same tokens");
   check_offset_tensor(cu_seqlens_q, q, "cu_seqlens_q");
   check_offset_tensor(cu_seqlens_k, q, "cu_seqlens_k");
-  check(cu_seqlens_q.size(0) == cu_seqlens_k.size(0), kOp, "cu_seqlens_k", shape_of(cu_seqlens_k),
+  check(cu_seqlens_q.size(0) == cu_seqlens_k.size(0), kOp, "cu_seqlens_k", cu_seqlens_k,
         "as many sequences as cu_seqlens_q", "one key segment per query segment");
   check(max_seqlen_q >= 0 && max_seqlen_k >= 0, kOp, "max_seqlen",
         std::min(max_seqlen_q, max_seqlen_k), "0 or more", "the longest sequence, or 0 if unknown");
@@ -85,8 +86,8 @@ std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_s
     }
     check((*t)->is_cpu() == q.is_cpu() && (*t)->get_device_index() == q.get_device_index(), kOp,
           name, "a tensor on another device", "the device of q", "tensor.to(q.device)");
-    check((*t)->dim() == 1 && (*t)->size(0) == n && (n < 2 || (*t)->stride(0) == 1), kOp, name,
-          shape_of(**t), "a contiguous [H] (alibi_slopes) or [Tk] (key_bias)",
+    check((*t)->dim() == 1 && (*t)->size(0) == n && (n < 2 || (*t)->stride(0) == 1), kOp, name, **t,
+          "a contiguous [H] (alibi_slopes) or [Tk] (key_bias)",
           "tensor.contiguous() of the right length");
   }
 

@@ -11,7 +11,7 @@ constexpr const char* kOp = "bias_gelu_";
 void bias_gelu_(Tensor x, std::optional<Tensor> bias, std::string approximate) {
   BiasGeluArgs args{};
   args.dtype = dtype_of(x, kOp, "x");
-  check(x.dim() == 2 && x.is_contiguous(), kOp, "x", shape_of(x), "a contiguous [T, N]",
+  check(x.dim() == 2 && x.is_contiguous(), kOp, "x", x, "a contiguous [T, N]",
         "tensor.flatten(0, -2).contiguous()");
   check(approximate == "none" || approximate == "tanh", kOp, "approximate", approximate,
         "'none' or 'tanh'", "'none'");

@@ -18,23 +18,28 @@ namespace filbert {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Throws "op: what; got ...; need ...; try ..." unless ok. The pieces are only put together on
-// failure, so pass cheap things.
+// How a value reads in a message: a tensor by its shape, anything else as it is.
+template <typename Value>
+inline void describe(std::ostream& text, const Value& value) {
+  text << value;
+}
+inline void describe(std::ostream& text, const Tensor& t) {
+  text << "[";
+  for (int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "") << t.size(d);
+  text << "]";
+}
+
+// Throws "op: what; got ...; need ...; try ..." unless ok. The message is put together on failure
+// only; what is passed should cost nothing before that.
 template <typename Got>
 inline void check(bool ok, const char* op, const char* what, const Got& got, const char* need,
                   const char* hint) {
   if (ok) return;
   std::ostringstream message;
-  message << op << ": " << what << "; got " << got << "; need " << need << "; try " << hint;
+  message << op << ": " << what << "; got ";
+  describe(message, got);
+  message << "; need " << need << "; try " << hint;
   throw std::runtime_error(message.str());
-}
-
-inline std::string shape_of(const Tensor& t) {
-  std::ostringstream text;
-  text << "[";
-  for (int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "") << t.size(d);
-  text << "]";
-  return text.str();
 }
 
 inline DType dtype_of(const Tensor& t, const char* op, const char* name) {
@@ -69,8 +74,7 @@ inline const void* vector_operand(const std::optional<Tensor>& t, int64_t n, con
   if (t->dim() != 1 || t->size(0) != n || (n > 1 && t->stride(0) != 1)) {
     std::ostringstream need;
     need << "a contiguous [" << n << "]";
-    check(false, op, name, shape_of(*t), need.str().c_str(),
-          "tensor.contiguous() of the right length");
+    check(false, op, name, *t, need.str().c_str(), "tensor.contiguous() of the right length");
   }
   return t->const_data_ptr();
 }

@@ -9,7 +9,7 @@ namespace {
 constexpr const char* kOp = "norm_residual";
 
 void check_rows(const Tensor& t, const char* name) {
-  check(t.dim() == 2 && (t.size(1) < 2 || t.stride(1) == 1), kOp, name, shape_of(t),
+  check(t.dim() == 2 && (t.size(1) < 2 || t.stride(1) == 1), kOp, name, t,
         "[T, N] with contiguous rows", "tensor.flatten(0, -2).contiguous()");
 }
 
@@ -26,7 +26,7 @@ NormResidualArgs make_args(const Tensor& x, const std::optional<Tensor>& bias,
     check_like(*residual, x, kOp, "residual");
     check_rows(*residual, "residual");
     check(residual->size(0) == args.rows && residual->size(1) == args.width, kOp, "residual",
-          shape_of(*residual), "the shape of x", "the residual of the same rows");
+          *residual, "the shape of x", "the residual of the same rows");
     args.residual = residual->const_data_ptr();
     args.residual_row = residual->stride(0);
   }
@@ -55,6 +55,8 @@ Tensor norm_residual(Tensor x, std::optional<Tensor> bias, std::optional<Tensor>
 void norm_residual_(Tensor x, std::optional<Tensor> bias, std::optional<Tensor> residual,
                     Tensor weight, Tensor beta, double eps) {
   NormResidualArgs args = make_args(x, bias, residual, weight, beta, eps);
+  check(args.rows < 2 || x.stride(0) >= args.width, "norm_residual_", "x", x,
+        "rows that do not overlap, since they are written", "x.contiguous()");
   run(args, x);
 }
 

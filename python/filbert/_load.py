@@ -8,18 +8,11 @@ built for another torch, with no GPU. What could not be loaded is kept as a sent
 from __future__ import annotations
 
 import importlib
-import logging
-import os
 import warnings
 from pathlib import Path
 from types import ModuleType
 
 import torch
-
-log = logging.getLogger("filbert")
-if os.environ.get("FILBERT_LOG") == "1":
-    log.addHandler(logging.StreamHandler())
-    log.setLevel(logging.INFO)
 
 #: the introspection module ``filbert._C``, or None
 C: ModuleType | None = None

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,7 +111,7 @@ def _identity(job: EmbedJob, folder: ModelFolder, text: TextFile) -> dict[str, A
     """Everything that decides the bytes of the output, versions and thread count included."""
     import torch
 
-    from . import __version__
+    from . import __version__, _load
 
     return {
         **text.identity(),
@@ -125,6 +126,10 @@ def _identity(job: EmbedJob, folder: ModelFolder, text: TextFile) -> dict[str, A
         "threads": torch.get_num_threads(),
         "filbert": __version__,
         "torch": str(torch.__version__),
+        "transformers": metadata.version("transformers"),
+        "tokenizers": metadata.version("tokenizers"),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "instruction set": _load.C.isa() if _load.C is not None else "none",
     }
 
 

@@ -19,6 +19,7 @@ __all__ = ["Explanation", "Info", "explain", "info"]
 _OPS = {
     "attn_varlen": "packed variable-length fused attention",
     "norm_residual": "bias + residual + LayerNorm",
+    "norm_residual_": "the same, written over its input",
     "bias_gelu_": "bias + GELU in place",
 }
 
@@ -119,16 +120,15 @@ def _offsets(cu_seqlens: Tensor) -> list[int]:
 
 
 def _explain_attn_varlen(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *_: Any
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, *_: Any, **__: Any
 ) -> dict:
     assert _load.C is not None
     threads = torch.get_num_threads()
     plan = _load.C.plan_attn_varlen(
-        cu_q=_offsets(cu_q), cu_k=_offsets(cu_k), heads=q.shape[1], dim=q.shape[2],
+        cu_q=_offsets(cu_seqlens_q), cu_k=_offsets(cu_seqlens_k), heads=q.shape[1], dim=q.shape[2],
         bf16=q.dtype == torch.bfloat16, threads=threads,
     )  # fmt: skip
     rows = k.shape[0] * 2 + q.shape[0] * 2
-    copied = [n for n, t in (("q", q), ("k", k), ("v", v)) if not _readable_in_place(t)]
     return {
         "tasks": f"{len(plan['tasks'])} for {threads} threads, "
         f"{plan['heads_per_task']} heads of one sequence each, largest first",
@@ -136,31 +136,30 @@ def _explain_attn_varlen(
         "scratch": f"{plan['scratch_bytes']:,} bytes for each thread",
         "work": f"{2 * plan['multiply_adds']:,} floating-point operations",
         "memory": f"{rows * q.shape[1] * q.shape[2] * q.element_size():,} bytes read and written",
-        "copied first": ", ".join(copied) or "nothing",
     }
 
 
-def _readable_in_place(t: Tensor) -> bool:
-    return t.stride(2) == 1 and t.stride(0) % 8 == 0 and t.stride(1) % 8 == 0
-
-
 def _explain_norm_residual(
-    x: Tensor, bias: Tensor | None, residual: Tensor | None, *_: Any
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, *_: Any, **__: Any
 ) -> dict[str, Any]:
     streams = 2 + (residual is not None)
     return {"memory": f"{streams * x.numel() * x.element_size():,} bytes read and written"}
 
 
-def _explain_bias_gelu_(x: Tensor, bias: Tensor | None = None, *_: Any) -> dict[str, Any]:
+def _explain_bias_gelu_(
+    x: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
+) -> dict[str, Any]:
     return {"memory": f"{2 * x.numel() * x.element_size():,} bytes read and written"}
 
 
-def explain(op: str, *args: Any) -> Explanation:
+def explain(op: str, x: Tensor, *args: Any, **kwargs: Any) -> Explanation:
     """Which kernel a call would run, and how it would be cut up, without running it.
 
     Args:
         op: an operator's name, for instance ``"attn_varlen"``.
-        *args: what the operator would be called with.
+        x: the operator's first operand.
+        args: what else the operator would be called with.
+        kwargs: likewise.
 
     Raises:
         ValueError: an unknown operator.
@@ -172,7 +171,6 @@ def explain(op: str, *args: Any) -> Explanation:
     if _load.C is None:
         return Explanation(op=op, kernel="reference code", reason=_load.missing["ops"])
     details = _load.C.isa_details()
-    x = args[0]
     numbers = "bfloat16 pairs" if details["bf16_pairs"] else "bfloat16 widened to float32"
     result = Explanation(
         op=f"{op}: {_OPS[op]}",
@@ -182,7 +180,8 @@ def explain(op: str, *args: Any) -> Explanation:
     explainers: dict[str, Callable[..., dict[str, Any]]] = {
         "attn_varlen": _explain_attn_varlen,
         "norm_residual": _explain_norm_residual,
+        "norm_residual_": _explain_norm_residual,
         "bias_gelu_": _explain_bias_gelu_,
     }
-    result.update(explainers[op](*args))
+    result.update(explainers[op](x, *args, **kwargs))
     return result

@@ -15,8 +15,24 @@ from . import _load, reference
 __all__ = ["attn_varlen", "bias_gelu_", "norm_residual", "norm_residual_"]
 
 
-def _compiled() -> bool:
+def _one_device(op: str, first: Tensor, **others: Tensor | None) -> None:
+    """Raises unless every operand is where ``first`` is. The dispatcher alone does not notice: with
+    one operand on the meta device it would run the shape-only implementation."""
+    for name, t in others.items():
+        if t is not None and t.device != first.device:
+            raise RuntimeError(
+                f"{op}: device of {name}; got {t.device}; need {first.device}, as the first "
+                f"operand; try {name}.to({str(first.device)!r})"
+            )
+
+
+def _compiled(op: str, first: Tensor) -> bool:
     if _load.have_ops():
+        if first.device.type not in ("cpu", "meta"):
+            raise RuntimeError(
+                f"{op}: device; got {first.device}; need cpu, filbert has no kernels for others "
+                "yet; try tensor.cpu()"
+            )
         return True
     _load.warn_once(f"filbert runs its slow reference code: {_load.missing['ops']}")
     return False
@@ -69,7 +85,12 @@ def attn_varlen(
 
     Paper: ByteTransformer, arXiv 2210.03052.
     """
-    if not _compiled():
+    _one_device(
+        "attn_varlen", q, k=k, v=v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+        alibi_slopes=alibi_slopes, key_bias=key_bias,
+    )  # fmt: skip
+    if not _compiled("attn_varlen", q):
+        reference.check_attn_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, key_bias)
         return reference.attn_varlen(
             q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale,
             alibi_slopes, window, key_bias,
@@ -107,7 +128,8 @@ def norm_residual(
 
     Paper: ByteTransformer, arXiv 2210.03052.
     """
-    if not _compiled():
+    _one_device("norm_residual", x, bias=bias, residual=residual, weight=weight, beta=beta)
+    if not _compiled("norm_residual", x):
         return reference.norm_residual(x, bias, residual, weight, beta, eps)
     return torch.ops.filbert.norm_residual(x, bias, residual, weight, beta, eps)
 
@@ -123,7 +145,8 @@ def norm_residual_(
     """:func:`norm_residual` written over ``x``, which it returns: no allocation, and a third less
     memory traffic, since the rows written are the rows just read. Arguments and errors as there.
     """
-    if not _compiled():
+    _one_device("norm_residual_", x, bias=bias, residual=residual, weight=weight, beta=beta)
+    if not _compiled("norm_residual_", x):
         return x.copy_(reference.norm_residual(x, bias, residual, weight, beta, eps))
     torch.ops.filbert.norm_residual_(x, bias, residual, weight, beta, eps)
     return x
@@ -143,7 +166,8 @@ def bias_gelu_(x: Tensor, bias: Tensor | None = None, approximate: str = "none")
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit, an unknown ``approximate``.
     """
-    if not _compiled():
+    _one_device("bias_gelu_", x, bias=bias)
+    if not _compiled("bias_gelu_", x):
         return reference.bias_gelu_(x, bias, approximate)
     torch.ops.filbert.bias_gelu_(x, bias, approximate)
     return x
@@ -153,23 +177,24 @@ if _load.have_ops():
 
     @torch.library.register_fake("filbert::attn_varlen")
     def _(q, k, v, cu_q, cu_k, max_q, max_k, scale, slopes=None, left=-1, right=-1, key_bias=None):
-        for name, t in (("k", k), ("v", v), ("cu_seqlens_q", cu_q), ("cu_seqlens_k", cu_k)):
-            if t.device != q.device:
-                raise RuntimeError(
-                    f"attn_varlen: {name}; got device {t.device}; need {q.device}, as q; "
-                    f"try {name}.to(q.device)"
-                )
+        _one_device(
+            "attn_varlen", q, k=k, v=v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k,
+            alibi_slopes=slopes, key_bias=key_bias,
+        )  # fmt: skip
         lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
         return q.new_empty(q.shape), lse
 
     @torch.library.register_fake("filbert::norm_residual")
     def _(x, bias, residual, weight, beta, eps):
+        _one_device("norm_residual", x, bias=bias, residual=residual, weight=weight, beta=beta)
         return torch.empty_like(x)
 
     @torch.library.register_fake("filbert::norm_residual_")
     def _(x, bias, residual, weight, beta, eps):
-        return None
+        _one_device("norm_residual", x, bias=bias, residual=residual, weight=weight, beta=beta)
+        return
 
     @torch.library.register_fake("filbert::bias_gelu_")
     def _(x, bias=None, approximate="none"):
-        return None
+        _one_device("bias_gelu_", x, bias=bias)
+        return

@@ -192,7 +192,7 @@ class PackedBatch:
         if not self._is_full:
             padded = rows.new_zeros((self.batch_size * self.seq_len, *rows.shape[1:]))
             rows = padded.index_copy_(0, self.indices, rows)
-        return rows.view(self.batch_size, self.seq_len, *rows.shape[1:])
+        return rows.reshape(self.batch_size, self.seq_len, *rows.shape[1:])
 
     def first_rows(self) -> Tensor:
         """The packed row each sequence starts with, int64; empty sequences have none and are left

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["attn_varlen", "bias_gelu_", "norm_residual"]
+__all__ = ["attn_varlen", "bias_gelu_", "check_attn_varlen", "norm_residual"]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -63,6 +63,42 @@ def attn_varlen(
         out[q0:q1] = values.transpose(0, 1).to(q.dtype)
         lse[:, q0:q1] = (total.log() + top).squeeze(-1)
     return out, lse
+
+
+def check_attn_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    alibi_slopes: Tensor | None = None,
+    key_bias: Tensor | None = None,
+) -> None:
+    """Raises where the compiled operator would: slices of wrong offsets would be other sequences'
+    rows, silently."""
+    fit = q.ndim == 3 and k.shape == v.shape and k.shape[1:] == q.shape[1:]
+    rules = [
+        (fit, "q, k, v", "[T, H, D] each, k and v alike", "the same heads for q, k and v"),
+        (k.dtype == q.dtype == v.dtype, "dtype of k and v", f"{q.dtype}, as q", "one dtype"),
+        (cu_seqlens_q.shape == cu_seqlens_k.shape, "cu_seqlens", "one length", "equal batches"),
+    ]
+    for name, t, size in (
+        ("alibi_slopes", alibi_slopes, q.shape[1]),
+        ("key_bias", key_bias, len(k)),
+    ):
+        ok = t is None or (t.dtype == torch.float32 and t.shape == (size,))
+        rules.append((ok, name, f"float32 [{size}]", "a tensor of the right length"))
+    for name, cu, rows in (
+        ("cu_seqlens_q", cu_seqlens_q, len(q)),
+        ("cu_seqlens_k", cu_seqlens_k, len(k)),
+    ):
+        ok = cu.dtype == torch.int32 and cu.ndim == 1 and cu.numel() > 0
+        ok = ok and int(cu[0]) == 0 and bool((cu.diff() >= 0).all()) and int(cu[-1]) <= rows
+        need = f"int32 offsets that start at 0, never fall and end at {rows} at most"
+        rules.append((ok, name, need, "prefix sums of the lengths with a leading 0"))
+    for ok, what, need, hint in rules:
+        if not ok:
+            raise RuntimeError(f"attn_varlen: {what}; got something else; need {need}; try {hint}")
 
 
 def norm_residual(

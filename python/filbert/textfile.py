@@ -136,7 +136,7 @@ def _decode(raw: bytes, number: int, path: Path, format: str, field: str) -> str
         return line
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number too long to read
         got = f"{line[:60]!r} ({error})" if line else "an empty line"
         raise EmbedError(f"{where}: got {got}, need one JSON object per line") from None
     if not isinstance(record, dict):
