@@ -15,8 +15,10 @@ test: $(VENV)/.built build/transformers4
 	$(BIN)/python -m pytest
 	PYTHONPATH=build/transformers4 $(BIN)/python -m pytest tests/test_encoder.py tests/test_convert.py tests/test_swap.py
 
-# The other line of transformers that filbert supports, beside the environment's own.
+# The other line of transformers that filbert supports, beside the environment's own. It is kept
+# apart from torch's and filbert's dependencies; requests is the one that only it has.
 build/transformers4: | $(VENV)/.built
+	$(BIN)/pip install --quiet requests
 	$(BIN)/pip install --quiet --no-deps --target $@ "transformers==4.57.*" "tokenizers<0.23" "huggingface-hub<1.0"
 
 # Every case with its default budget, on an otherwise idle machine; see python -m bench run --help.
