@@ -9,6 +9,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from filbert.swap import SwappedEncoder
+from tolerances import assert_exact
+
 VOCABULARY = 97
 _BERT = {
     "vocab_size": VOCABULARY,
@@ -103,3 +106,23 @@ def tokens(mask: Tensor) -> Tensor:
     not depend on the mask in any family."""
     generator = torch.Generator().manual_seed(7)
     return torch.randint(5, VOCABULARY, mask.shape, generator=generator)
+
+
+def swapped(model) -> SwappedEncoder:
+    (encoder,) = {m for m in model.modules() if isinstance(m, SwappedEncoder)}
+    return encoder
+
+
+def run(model, mask=MASKS["right"], **kwargs):
+    with torch.inference_mode():
+        return model(tokens(mask), attention_mask=mask, **kwargs)[0]
+
+
+def bits(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def assert_same_state(state, expected):
+    assert list(state) == list(expected)
+    for key, value in expected.items():
+        assert_exact(state[key], value)

@@ -15,43 +15,16 @@ from filbert.config import PackedEncoderConfig
 from filbert.convert import ConvertError, convert, report, revert
 from filbert.nn import PackedLinear
 from filbert.swap import SwappedEncoder
-from models import FAMILIES, MASKS, build, randomise, tokens
+from models import FAMILIES, MASKS, assert_same_state, bits, build, randomise, run, swapped, tokens
 from tolerances import assert_exact
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MASK = MASKS["right"]
 TINY = {
     "vocab_size": 97, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3,
     "intermediate_size": 80, "max_position_embeddings": 64,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """The models are tiny: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def swapped(model) -> SwappedEncoder:
-    (encoder,) = {m for m in model.modules() if isinstance(m, SwappedEncoder)}
-    return encoder
-
-
-def run(model, mask=MASK, **kwargs):
-    with torch.inference_mode():
-        return model(tokens(mask), attention_mask=mask, **kwargs)[0]
-
-
-def bits(model):
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def assert_same_state(state, expected):
-    assert list(state) == list(expected)
-    for key, value in expected.items():
-        assert_exact(state[key], value)
 
 
 def refused(model, **kwargs) -> str:

@@ -12,26 +12,13 @@ from filbert.config import PackedEncoderConfig
 from filbert.convert import convert, revert
 from filbert.packing import PackedBatch
 from filbert.pooling import embed
-from filbert.swap import SwappedEncoder
-from models import ATTENTIONS, FAMILIES, HEADS, MASKS, build, exactly, tokens
+from models import ATTENTIONS, FAMILIES, HEADS, MASKS, build, exactly, swapped, tokens
 from tolerances import assert_close_to_native, assert_exact
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VERSION = int(transformers.__version__.split(".")[0])
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """The models are tiny: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def swapped(model) -> SwappedEncoder:
-    (encoder,) = {m for m in model.modules() if isinstance(m, SwappedEncoder)}
-    return encoder
 
 
 def last_hidden(model, mask, **kwargs):

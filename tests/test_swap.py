@@ -10,40 +10,12 @@ import pytest
 import torch
 
 from filbert.convert import convert, report, revert
-from filbert.swap import SwappedEncoder
-from models import FAMILIES, MASKS, build, randomise, tokens
+from models import FAMILIES, MASKS, assert_same_state, bits, build, randomise, run, swapped, tokens
 from tolerances import assert_exact
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MASK = MASKS["right"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """The models are tiny: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def swapped(model) -> SwappedEncoder:
-    (encoder,) = {m for m in model.modules() if isinstance(m, SwappedEncoder)}
-    return encoder
-
-
-def run(model, mask=MASK, **kwargs):
-    with torch.inference_mode():
-        return model(tokens(mask), attention_mask=mask, **kwargs)[0]
-
-
-def bits(model):
-    return {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def assert_same_state(state, expected):
-    assert list(state) == list(expected)
-    for key, value in expected.items():
-        assert_exact(state[key], value)
 
 
 # --- what torch and transformers do to modules ---
