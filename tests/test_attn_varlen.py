@@ -192,6 +192,12 @@ def test_huge_scores_with_any_scale(backend, size):
     assert (lse.double() / (top.amax(-1) * 32**-0.5) - 1).abs().max() < 1e-6
 
 
+#: a call that is right, and what makes it wrong with the words that say so
+GOOD = dict(
+    zip("qkv", torch.zeros(3, 4, 2, 8), strict=True),
+    cu_seqlens_q=offsets([4]), cu_seqlens_k=offsets([4]),
+    max_seqlen_q=4, max_seqlen_k=4, scale=1.0,
+)  # fmt: skip
 REFUSALS = {
     "no_heads": (dict(zip("qkv", torch.zeros(3, 4, 0, 8), strict=True)), "heads; got 0"),
     "meta_bias": (dict(key_bias=torch.zeros(4, device="meta")), "got meta"),
@@ -225,14 +231,9 @@ REFUSALS = {
 
 @pytest.mark.parametrize(("change", "message"), REFUSALS.values(), ids=REFUSALS.keys())
 def test_refuses(change, message):
-    good = dict(
-        zip("qkv", torch.zeros(3, 4, 2, 8), strict=True),
-        cu_seqlens_q=offsets([4]), cu_seqlens_k=offsets([4]),
-        max_seqlen_q=4, max_seqlen_k=4, scale=1.0,
-    )  # fmt: skip
-    attn_varlen(**good)
+    attn_varlen(**GOOD)
     with pytest.raises(RuntimeError, match=message):
-        attn_varlen(**(good | change))
+        attn_varlen(**(GOOD | change))
 
 
 @pytest.mark.parametrize(
@@ -249,14 +250,9 @@ def test_the_fallback_refuses_too(case, monkeypatch):
     monkeypatch.setattr(
         _load, "_warned", {"filbert runs its slow reference code: taken away by a test"}
     )
-    good = dict(
-        zip("qkv", torch.zeros(3, 4, 2, 8), strict=True),
-        cu_seqlens_q=offsets([4]), cu_seqlens_k=offsets([4]),
-        max_seqlen_q=4, max_seqlen_k=4, scale=1.0,
-    )  # fmt: skip
-    attn_varlen(**good)
+    attn_varlen(**GOOD)
     with pytest.raises(RuntimeError, match=r"attn_varlen: .*; need .*; try "):
-        attn_varlen(**(good | REFUSALS[case][0]))
+        attn_varlen(**(GOOD | REFUSALS[case][0]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -45,7 +45,8 @@ def row_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 @cache
 def _gelu_post_op() -> bool:
-    """Whether oneDNN's GELU post-op is worth using: without AVX-512 it halves the GEMM's speed."""
+    """Whether oneDNN's GELU post-op is worth using: without AVX-512 it costs more than the
+    pass it saves."""
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
