@@ -4,7 +4,12 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc -type f)
+SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc tests/hostcuda -type f)
+# Builds in place, with what only the tests need. FILBERT_CUDA_ARCHS chooses the GPUs built for.
+FILBERT_CUDA_ARCHS ?= 80-real;90
+DEV_INSTALL = $(BIN)/pip install --quiet --no-build-isolation -Cbuild-dir=build/dev \
+  -Ccmake.define.FILBERT_EMULATED_ISA=ON -Ccmake.define.FILBERT_HOSTCUDA=ON \
+  "-Ccmake.define.FILBERT_CUDA_ARCHS=$(FILBERT_CUDA_ARCHS)" --editable
 
 .PHONY: demo test bench lint build clean
 
@@ -43,13 +48,11 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --quiet --no-build-isolation -Cbuild-dir=build/dev \
-	  -Ccmake.define.FILBERT_EMULATED_ISA=ON --editable ".[test]"
+	$(DEV_INSTALL) ".[test]"
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.built
-	$(BIN)/pip install --quiet --no-build-isolation -Cbuild-dir=build/dev \
-	  -Ccmake.define.FILBERT_EMULATED_ISA=ON --editable ".[bench]"
+	$(DEV_INSTALL) ".[bench]"
 	touch $@
 
 clean:

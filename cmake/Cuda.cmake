@@ -23,13 +23,14 @@ endif()
 
 # Set before enable_language, which would otherwise pick the toolkit's oldest. The last one carries
 # PTX as well, for GPUs newer than this list.
-set(FILBERT_CUDA_ARCHITECTURES "80-real;86-real;89-real;90" CACHE STRING "GPU architectures to build for")
-set(CMAKE_CUDA_ARCHITECTURES ${FILBERT_CUDA_ARCHITECTURES})
+set(FILBERT_CUDA_ARCHS "80-real;86-real;89-real;90" CACHE STRING
+  "GPU architectures to build for, as in CMAKE_CUDA_ARCHITECTURES")
+set(CMAKE_CUDA_ARCHITECTURES ${FILBERT_CUDA_ARCHS})
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 enable_language(CUDA)
 set(FILBERT_CUDA_VERSION ${CMAKE_CUDA_COMPILER_VERSION})
-message(STATUS "filbert: CUDA ${FILBERT_CUDA_VERSION}, architectures ${FILBERT_CUDA_ARCHITECTURES}")
+message(STATUS "filbert: CUDA ${FILBERT_CUDA_VERSION}, architectures ${FILBERT_CUDA_ARCHS}")
 
 file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/stub/empty.c" "")
 enable_language(C)
@@ -37,10 +38,27 @@ add_library(torch_cuda_stub SHARED "${CMAKE_CURRENT_BINARY_DIR}/stub/empty.c")
 set_target_properties(torch_cuda_stub PROPERTIES
   OUTPUT_NAME torch_cuda LIBRARY_OUTPUT_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}/stub")
 
-add_library(filbert_cuda SHARED csrc/cuda/architectures.cu)
+add_library(filbert_cuda SHARED
+  csrc/cuda/architectures.cu
+  csrc/cuda/attn_varlen.cu
+  csrc/cuda/attn_varlen_bf16_d128.cu
+  csrc/cuda/attn_varlen_bf16_d32.cu
+  csrc/cuda/attn_varlen_bf16_d64.cu
+  csrc/cuda/attn_varlen_fp16_d128.cu
+  csrc/cuda/attn_varlen_fp16_d32.cu
+  csrc/cuda/attn_varlen_fp16_d64.cu
+  csrc/cuda/rows.cu
+  csrc/torch/attn_varlen.cpp
+  csrc/torch/bias_gelu.cpp
+  csrc/torch/gather_rows.cpp
+  csrc/torch/norm_residual.cpp
+)
 target_include_directories(filbert_cuda PRIVATE csrc)
-string(REPLACE ";" " " architectures "${FILBERT_CUDA_ARCHITECTURES}")
-target_compile_definitions(filbert_cuda PRIVATE USE_CUDA FILBERT_CUDA_ARCHITECTURES="sm ${architectures}")
+string(REPLACE ";" " " architectures "${FILBERT_CUDA_ARCHS}")
+target_compile_definitions(filbert_cuda PRIVATE
+  USE_CUDA FILBERT_CUDA FILBERT_CUDA_ARCHITECTURES="sm ${architectures}")
+target_compile_options(filbert_cuda PRIVATE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra> $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas -v>)
 target_link_libraries(filbert_cuda PRIVATE torch_stable torch_cuda_stub)
 target_link_options(filbert_cuda PRIVATE -Wl,--no-as-needed)
 set_target_properties(filbert_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static SKIP_BUILD_RPATH ON)

@@ -18,7 +18,8 @@ LENGTHS: dict[str, list[int]] = {
     "key_block_edges": [511, 512, 513],
 }
 
-DTYPES = [torch.float32, torch.bfloat16]
+#: float16 is for CUDA backends; conftest leaves it out on the CPU
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def offsets(lengths: list[int]) -> Tensor:
@@ -29,4 +30,5 @@ def offsets(lengths: list[int]) -> Tensor:
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """Standard normal values, the same on every run."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator).to(dtype)
+    values = torch.randn(*shape, generator=generator, device="cpu").to(dtype)
+    return values.to(torch.get_default_device())

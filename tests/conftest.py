@@ -1,4 +1,9 @@
-"""Backends: one test body runs over every way filbert can compute here."""
+"""Backends: one test body runs over every way filbert can compute here.
+
+``cpu-ISA`` are the CPU kernels, one instruction set each. ``hostcuda-SEED`` are the CUDA kernels,
+run by the host (see tests/hostcuda), with their threads scheduled in an order drawn from the seed.
+``cuda`` are the CUDA kernels on a GPU, where there is one.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +12,78 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from filbert import _load
+from filbert import _load, ops
 
 ISAS = list(_load.C.isas()) if _load.C is not None else []
+#: 0 is warps and lanes in their order
+SEEDS = (0, 1)
 
 
-@pytest.fixture(params=[f"cpu-{isa}" for isa in ISAS] or ["missing"])
-def backend(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """The device operands go to, with the kernels of one instruction set selected."""
-    if request.param == "missing":
+def _load_hostcuda() -> str | None:
+    """Registers the operators of ``filbert_hostcuda``; says why it cannot."""
+    if _load.folder is None:
+        return _load.missing["ops"]
+    library = _load.folder / "libfilbert_hostcuda.so"
+    if not library.exists():
+        return "built without FILBERT_HOSTCUDA; make test builds with it"
+    torch.ops.load_library(str(library))
+    for name, fake in ops.FAKES.items():
+        torch.library.register_fake(f"filbert_hostcuda::{name}", fake)
+    return None
+
+
+HOSTCUDA_MISSING = _load_hostcuda()
+CUDA = torch.cuda.is_available() and "cuda" not in _load.missing
+BACKENDS = [
+    *(f"cpu-{isa}" for isa in ISAS),
+    *(f"hostcuda-{seed}" for seed in SEEDS if HOSTCUDA_MISSING is None),
+    *(["cuda"] if CUDA else []),
+]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out float16 on the CPU: there is no such kernel, and a test of its own says so."""
+    kept, left = [], []
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        on_cpu = str(params.get("backend", "")).startswith("cpu-")
+        (left if on_cpu and params.get("dtype") == torch.float16 else kept).append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
+
+
+@pytest.fixture(params=BACKENDS or ["missing"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Makes filbert's operators run one backend, and new tensors lie where it wants them."""
+    kind, _, choice = request.param.partition("-")
+    if kind == "missing":
         pytest.fail(f"the compiled library is missing: {_load.missing['ops']}")
-    before = _load.C.isa()
-    _load.C.select_isa(request.param.removeprefix("cpu-"))
-    yield torch.device("cpu")
-    _load.C.select_isa(before)
+    if kind == "cpu":
+        before = _load.C.isa()
+        _load.C.select_isa(choice)
+        yield kind
+        _load.C.select_isa(before)
+    elif kind == "hostcuda":
+        kernels = torch.ops.filbert_hostcuda
+        monkeypatch.setattr(ops, "_kernels", lambda: kernels)
+        kernels.set_seed(int(choice))
+        yield kind
+    else:
+        with torch.device("cuda"):
+            yield kind
+
+
+@pytest.fixture
+def hostcuda() -> Iterator[object]:
+    """The harness itself: the operators of ``filbert_hostcuda`` and its switches."""
+    if HOSTCUDA_MISSING is not None:
+        pytest.fail(f"libfilbert_hostcuda is missing: {HOSTCUDA_MISSING}")
+    kernels = torch.ops.filbert_hostcuda
+    kernels.set_seed(0)
+    yield kernels
+    kernels.record(False)
+    kernels.set_seed(0)
 
 
 @pytest.fixture(params=[1, 2], ids=["1thread", "2threads"])

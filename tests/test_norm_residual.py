@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cases import DTYPES, normal
-from filbert import norm_residual, norm_residual_, reference
+from filbert import norm_residual, norm_residual_, ops, reference
 from tolerances import assert_close_to_native, assert_exact
 
 SHAPES = [(0, 8), (1, 1), (3, 7), (5, 16), (2, 33), (9, 384), (130, 768), (4, 1031)]
@@ -139,7 +139,7 @@ def test_in_place_refuses_overlapping_rows():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_opcheck(dtype):
+def test_opcheck(backend, dtype):
     args = operands(3, 24, dtype)
-    torch.library.opcheck(torch.ops.filbert.norm_residual.default, (*args, 1e-5))
-    torch.library.opcheck(torch.ops.filbert.norm_residual_.default, (*args, 1e-5))
+    torch.library.opcheck(ops._kernels().norm_residual.default, (*args, 1e-5))
+    torch.library.opcheck(ops._kernels().norm_residual_.default, (*args, 1e-5))

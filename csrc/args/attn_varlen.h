@@ -17,12 +17,15 @@ struct AttnVarlenArgs {
   const int32_t* cu_k;        // [B + 1]
   const float* alibi_slopes;  // [H] or null
   const float* key_bias;      // [Tk] or null
-  int64_t q_row, q_head;      // strides of q
+  const int32_t* tiles;   // the work list that attn_tiles made; CUDA only, see args/attn_tiles.h
+  int64_t q_row, q_head;  // strides of q
   int64_t k_row, k_head;
   int64_t v_row, v_head;
   int64_t out_row, out_head;
   int64_t rows_q;        // Tq
+  int64_t rows_k;        // Tk
   int64_t sequences;     // B
+  int64_t capacity;      // of tiles
   int64_t heads;         // H
   int64_t dim;           // D, a multiple of 8, at most 128
   int64_t window_left;   // keys visible before the query's place, or -1 for all

@@ -5,7 +5,7 @@
 
 namespace filbert {
 
-enum class DType : int32_t { kFloat32, kBFloat16 };
+enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
 
 constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 

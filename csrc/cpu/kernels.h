@@ -3,6 +3,7 @@
 
 #include "args/attn_varlen.h"
 #include "args/bias_gelu.h"
+#include "args/gather_rows.h"
 #include "args/norm_residual.h"
 
 namespace filbert {
@@ -57,5 +58,6 @@ FILBERT_EXPORT const CpuKernels* const* runnable_isas();
 void attn_varlen_cpu(const AttnVarlenArgs& args);
 void norm_residual_cpu(const NormResidualArgs& args);
 void bias_gelu_cpu(const BiasGeluArgs& args);
+void gather_rows_cpu(const GatherRowsArgs& args);
 
 }  // namespace filbert

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <tuple>
 
-#include "cpu/kernels.h"
-#include "torch/common.h"
+#include "args/attn_tiles.h"
+#include "torch/device.h"
 
 namespace filbert {
 namespace {
@@ -12,8 +12,10 @@ namespace {
 constexpr const char* kOp = "attn_varlen";
 constexpr int64_t kMaxDim = 128;
 
-// Offsets must start at 0, never fall, and stay within the rows. Only readable on the CPU.
+// Offsets must start at 0, never fall, and stay within the rows. On a GPU nobody may wait to read
+// them; there the kernels clamp them instead.
 void check_offsets(const Tensor& cu, int64_t rows, const char* name) {
+  if (kOnGpu) return;
   const int32_t* at = static_cast<const int32_t*>(cu.const_data_ptr());
   check(at[0] == 0, kOp, name, at[0], "a first offset of 0",
         "prefix sums of the lengths with a leading 0");
@@ -29,15 +31,15 @@ void check_offsets(const Tensor& cu, int64_t rows, const char* name) {
         "offsets made from the same mask as the rows");
 }
 
-void check_offset_tensor(const Tensor& cu, const Tensor& q, const char* name) {
+void check_offset_tensor(const Tensor& cu, const Tensor& like, const char* name) {
   if (cu.scalar_type() != ScalarType::Int) {
     check(false, kOp, name, torch::headeronly::toString(cu.scalar_type()), "int32",
           "cu_seqlens.int()");
   }
   check(cu.dim() == 1 && cu.size(0) >= 1 && (cu.size(0) < 2 || cu.stride(0) == 1), kOp, name, cu,
         "a contiguous [B + 1]", "one offset per sequence and a leading 0");
-  check(cu.is_cpu() == q.is_cpu() && cu.get_device_index() == q.get_device_index(), kOp, name,
-        "a tensor on another device", "the device of q", "cu_seqlens.to(q.device)");
+  check(cu.is_cpu() == like.is_cpu() && cu.get_device_index() == like.get_device_index(), kOp, name,
+        "a tensor on another device", "the device of the others", "cu_seqlens.to(q.device)");
 }
 
 // A [T, H, D] operand whose rows a kernel can read in place; anything odd is copied once.
@@ -45,14 +47,47 @@ Tensor rows_operand(const Tensor& t, int64_t heads, int64_t dim, const char* nam
   const bool fits = t.dim() == 3 && t.size(1) == heads && t.size(2) == dim;
   check(fits, kOp, name, t, "[T, H, D] with the H and D of q", "the same heads for q, k and v");
   const bool in_place = t.stride(2) == 1 && t.stride(0) % 8 == 0 && t.stride(1) % 8 == 0;
-  return in_place ? t : torch::stable::contiguous(t);
+  if (!in_place) return torch::stable::contiguous(t);
+  // Fresh memory is aligned; a view may begin anywhere.
+  const bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+  return !kOnGpu || aligned ? t : torch::stable::clone(t);
 }
+
+#if defined(FILBERT_CUDA) || defined(FILBERT_HOSTCUDA)
+// The work list, made on the device.
+Tensor make_tiles(const Tensor& cu_q, const Tensor& cu_k, int64_t rows_q, int64_t rows_k) {
+  AttnTilesArgs args{};
+  args.rows_q = rows_q;
+  args.rows_k = rows_k;
+  args.sequences = cu_q.size(0) - 1;
+  args.capacity = tile_capacity(rows_q, args.sequences);
+  Tensor tiles = torch::stable::new_empty(cu_q, {kTileHeader + 2 * args.capacity});
+  Call call(cu_q);
+  args.cu_q = call.read<int32_t>(cu_q);
+  args.cu_k = call.read<int32_t>(cu_k);
+  args.tiles = call.write<int32_t>(tiles);
+  run(args, call);
+  call.finish();
+  return tiles;
+}
+
+Tensor attn_tiles(Tensor cu_seqlens_q, Tensor cu_seqlens_k, int64_t rows_q, int64_t rows_k) {
+  check_offset_tensor(cu_seqlens_q, cu_seqlens_q, "cu_seqlens_q");
+  check_offset_tensor(cu_seqlens_k, cu_seqlens_q, "cu_seqlens_k");
+  check(cu_seqlens_q.size(0) == cu_seqlens_k.size(0), "attn_tiles", "cu_seqlens_k", cu_seqlens_k,
+        "as many sequences as cu_seqlens_q", "one key segment per query segment");
+  check(rows_q >= 0 && rows_k >= 0, "attn_tiles", "rows", std::min(rows_q, rows_k), "0 or more",
+        "q.shape[0] and k.shape[0]");
+  return make_tiles(cu_seqlens_q, cu_seqlens_k, rows_q, rows_k);
+}
+#endif
 
 std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q,
                                        Tensor cu_seqlens_k, int64_t max_seqlen_q,
                                        int64_t max_seqlen_k, double scale,
                                        std::optional<Tensor> alibi_slopes, int64_t window_left,
-                                       int64_t window_right, std::optional<Tensor> key_bias) {
+                                       int64_t window_right, std::optional<Tensor> key_bias,
+                                       std::optional<Tensor> tiles) {
   AttnVarlenArgs args{};
   args.dtype = dtype_of(q, kOp, "q");
   check(q.dim() == 3, kOp, "q", q, "[T, H, D]", "q.view(rows, heads, head_dim)");
@@ -93,34 +128,52 @@ std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_s
 
   Tensor out = torch::stable::new_empty(q, {q.size(0), heads, dim});
   Tensor lse = torch::stable::new_empty(q, {heads, q.size(0)}, ScalarType::Float);
-  args.q = q.const_data_ptr();
-  args.k = k.const_data_ptr();
-  args.v = v.const_data_ptr();
-  args.out = out.mutable_data_ptr();
-  args.lse = static_cast<float*>(lse.mutable_data_ptr());
-  args.cu_q = static_cast<const int32_t*>(cu_seqlens_q.const_data_ptr());
-  args.cu_k = static_cast<const int32_t*>(cu_seqlens_k.const_data_ptr());
-  args.alibi_slopes =
-      alibi_slopes ? static_cast<const float*>(alibi_slopes->const_data_ptr()) : nullptr;
-  args.key_bias = key_bias ? static_cast<const float*>(key_bias->const_data_ptr()) : nullptr;
+  args.sequences = cu_seqlens_q.size(0) - 1;
+  args.capacity = tile_capacity(q.size(0), args.sequences);
+#if defined(FILBERT_CUDA) || defined(FILBERT_HOSTCUDA)
+  if (tiles) {
+    check(tiles->scalar_type() == ScalarType::Int && tiles->dim() == 1 && tiles->is_contiguous() &&
+              tiles->size(0) == kTileHeader + 2 * args.capacity &&
+              tiles->get_device_index() == q.get_device_index(),
+          kOp, "tiles", *tiles, "what attn_tiles makes of these cu_seqlens and rows",
+          "attn_tiles(cu_seqlens_q, cu_seqlens_k, len(q), len(k)), or None");
+  } else {
+    tiles = make_tiles(cu_seqlens_q, cu_seqlens_k, q.size(0), k.size(0));
+  }
+#endif
+  Call call(q);
+  args.q = call.read(q);
+  args.k = call.read(k);
+  args.v = call.read(v);
+  args.out = call.write(out);
+  args.lse = call.write<float>(lse);
+  args.cu_q = call.read<int32_t>(cu_seqlens_q);
+  args.cu_k = call.read<int32_t>(cu_seqlens_k);
+  args.alibi_slopes = alibi_slopes ? call.read<float>(*alibi_slopes) : nullptr;
+  args.key_bias = key_bias ? call.read<float>(*key_bias) : nullptr;
+  args.tiles = tiles ? call.read<int32_t>(*tiles) : nullptr;
   args.q_row = q.stride(0), args.q_head = q.stride(1);
   args.k_row = k.stride(0), args.k_head = k.stride(1);
   args.v_row = v.stride(0), args.v_head = v.stride(1);
   args.out_row = out.stride(0), args.out_head = out.stride(1);
   args.rows_q = q.size(0);
-  args.sequences = cu_seqlens_q.size(0) - 1;
+  args.rows_k = k.size(0);
   args.heads = heads;
   args.dim = dim;
   args.window_left = window_left;
   args.window_right = window_right;
   args.scale = static_cast<float>(scale);
-  attn_varlen_cpu(args);
+  run(args, call);
+  call.finish();
   return {out, lse};
 }
 
 }  // namespace
 }  // namespace filbert
 
-STABLE_TORCH_LIBRARY_IMPL(filbert, CPU, m) {
+FILBERT_LIBRARY_IMPL(m) {
   m.impl("attn_varlen", TORCH_BOX(&filbert::attn_varlen));
+#if defined(FILBERT_CUDA) || defined(FILBERT_HOSTCUDA)
+  m.impl("attn_tiles", TORCH_BOX(&filbert::attn_tiles));
+#endif
 }

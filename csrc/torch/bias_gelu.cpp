@@ -1,7 +1,6 @@
 #include "args/bias_gelu.h"
 
-#include "cpu/kernels.h"
-#include "torch/common.h"
+#include "torch/device.h"
 
 namespace filbert {
 namespace {
@@ -17,15 +16,17 @@ void bias_gelu_(Tensor x, std::optional<Tensor> bias, std::string approximate) {
         "'none' or 'tanh'", "'none'");
   args.rows = x.size(0);
   args.width = x.size(1);
-  args.bias = vector_operand(bias, args.width, x, kOp, "bias");
+  if (bias) check_vector(*bias, args.width, x, kOp, "bias");
+  if (args.rows == 0 || args.width == 0) return;
+  Call call(x);
+  args.bias = bias ? call.read(*bias) : nullptr;
   args.tanh = approximate == "tanh";
-  args.x = x.mutable_data_ptr();
-  if (args.rows > 0 && args.width > 0) bias_gelu_cpu(args);
+  args.x = call.update(x);
+  run(args, call);
+  call.finish();
 }
 
 }  // namespace
 }  // namespace filbert
 
-STABLE_TORCH_LIBRARY_IMPL(filbert, CPU, m) {
-  m.impl("bias_gelu_", TORCH_BOX(&filbert::bias_gelu_));
-}
+FILBERT_LIBRARY_IMPL(m) { m.impl("bias_gelu_", TORCH_BOX(&filbert::bias_gelu_)); }

@@ -42,15 +42,6 @@ inline void check(bool ok, const char* op, const char* what, const Got& got, con
   throw std::runtime_error(message.str());
 }
 
-inline DType dtype_of(const Tensor& t, const char* op, const char* name) {
-  const ScalarType type = t.scalar_type();
-  if (type == ScalarType::Float) return DType::kFloat32;
-  if (type == ScalarType::BFloat16) return DType::kBFloat16;
-  check(false, op, (std::string("dtype of ") + name).c_str(), torch::headeronly::toString(type),
-        "float32 or bfloat16 on the CPU", "tensor.float() or tensor.bfloat16()");
-  return DType::kFloat32;
-}
-
 // Checks that t is an operand of the same dtype on the same device as `like`.
 inline void check_like(const Tensor& t, const Tensor& like, const char* op, const char* name) {
   if (t.scalar_type() != like.scalar_type()) {
@@ -66,17 +57,14 @@ inline void check_like(const Tensor& t, const Tensor& like, const char* op, cons
   }
 }
 
-// A dense [n] operand, or null where it is absent.
-inline const void* vector_operand(const std::optional<Tensor>& t, int64_t n, const Tensor& like,
-                                  const char* op, const char* name) {
-  if (!t) return nullptr;
-  check_like(*t, like, op, name);
-  if (t->dim() != 1 || t->size(0) != n || (n > 1 && t->stride(0) != 1)) {
-    std::ostringstream need;
-    need << "a contiguous [" << n << "]";
-    check(false, op, name, *t, need.str().c_str(), "tensor.contiguous() of the right length");
-  }
-  return t->const_data_ptr();
+// Checks that t is a dense [n] operand like `like`.
+inline void check_vector(const Tensor& t, int64_t n, const Tensor& like, const char* op,
+                         const char* name) {
+  check_like(t, like, op, name);
+  if (t.dim() == 1 && t.size(0) == n && (n < 2 || t.stride(0) == 1)) return;
+  std::ostringstream need;
+  need << "a contiguous [" << n << "]";
+  check(false, op, name, t, need.str().c_str(), "tensor.contiguous() of the right length");
 }
 
 }  // namespace filbert

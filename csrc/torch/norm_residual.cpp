@@ -1,7 +1,6 @@
 #include "args/norm_residual.h"
 
-#include "cpu/kernels.h"
-#include "torch/common.h"
+#include "torch/device.h"
 
 namespace filbert {
 namespace {
@@ -13,9 +12,10 @@ void check_rows(const Tensor& t, const char* name) {
         "[T, N] with contiguous rows", "tensor.flatten(0, -2).contiguous()");
 }
 
-NormResidualArgs make_args(const Tensor& x, const std::optional<Tensor>& bias,
-                           const std::optional<Tensor>& residual, const Tensor& weight,
-                           const Tensor& beta, double eps) {
+// LayerNorm(x + bias + residual) into a new tensor, or over x where none is asked for.
+void run_norm(const Tensor& x, const std::optional<Tensor>& bias,
+              const std::optional<Tensor>& residual, const Tensor& weight, const Tensor& beta,
+              double eps, Tensor* fresh) {
   NormResidualArgs args{};
   args.dtype = dtype_of(x, kOp, "x");
   check_rows(x, "x");
@@ -27,43 +27,53 @@ NormResidualArgs make_args(const Tensor& x, const std::optional<Tensor>& bias,
     check_rows(*residual, "residual");
     check(residual->size(0) == args.rows && residual->size(1) == args.width, kOp, "residual",
           *residual, "the shape of x", "the residual of the same rows");
-    args.residual = residual->const_data_ptr();
     args.residual_row = residual->stride(0);
   }
-  args.bias = vector_operand(bias, args.width, x, kOp, "bias");
-  args.weight = vector_operand(weight, args.width, x, kOp, "weight");
-  args.beta = vector_operand(beta, args.width, x, kOp, "beta");
-  args.x = x.const_data_ptr();
+  if (bias) check_vector(*bias, args.width, x, kOp, "bias");
+  check_vector(weight, args.width, x, kOp, "weight");
+  check_vector(beta, args.width, x, kOp, "beta");
   args.x_row = x.stride(0);
-  return args;
-}
-
-void run(NormResidualArgs& args, Tensor& out) {
-  args.out = out.mutable_data_ptr();
-  args.out_row = out.stride(0);
-  if (args.rows > 0 && args.width > 0) norm_residual_cpu(args);
+  if (fresh == nullptr) {
+    check(args.rows < 2 || x.stride(0) >= args.width, "norm_residual_", "x", x,
+          "rows that do not overlap, since they are written", "x.contiguous()");
+  } else {
+    *fresh = torch::stable::new_empty(x, {args.rows, args.width});
+  }
+  if (args.rows == 0 || args.width == 0) return;
+  Call call(x);
+  args.bias = bias ? call.read(*bias) : nullptr;
+  args.residual = residual ? call.read(*residual) : nullptr;
+  args.weight = call.read(weight);
+  args.beta = call.read(beta);
+  if (fresh == nullptr) {
+    Tensor same = x;
+    args.x = args.out = call.update(same);
+    args.out_row = args.x_row;
+  } else {
+    args.x = call.read(x);
+    args.out = call.write(*fresh);
+    args.out_row = fresh->stride(0);
+  }
+  run(args, call);
+  call.finish();
 }
 
 Tensor norm_residual(Tensor x, std::optional<Tensor> bias, std::optional<Tensor> residual,
                      Tensor weight, Tensor beta, double eps) {
-  NormResidualArgs args = make_args(x, bias, residual, weight, beta, eps);
-  Tensor out = torch::stable::new_empty(x, {args.rows, args.width});
-  run(args, out);
+  Tensor out = x;
+  run_norm(x, bias, residual, weight, beta, eps, &out);
   return out;
 }
 
 void norm_residual_(Tensor x, std::optional<Tensor> bias, std::optional<Tensor> residual,
                     Tensor weight, Tensor beta, double eps) {
-  NormResidualArgs args = make_args(x, bias, residual, weight, beta, eps);
-  check(args.rows < 2 || x.stride(0) >= args.width, "norm_residual_", "x", x,
-        "rows that do not overlap, since they are written", "x.contiguous()");
-  run(args, x);
+  run_norm(x, bias, residual, weight, beta, eps, nullptr);
 }
 
 }  // namespace
 }  // namespace filbert
 
-STABLE_TORCH_LIBRARY_IMPL(filbert, CPU, m) {
+FILBERT_LIBRARY_IMPL(m) {
   m.impl("norm_residual", TORCH_BOX(&filbert::norm_residual));
   m.impl("norm_residual_", TORCH_BOX(&filbert::norm_residual_));
 }

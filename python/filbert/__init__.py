@@ -10,7 +10,14 @@ Importing filbert starts no CUDA context and imports no transformers.
 from .config import PackedEncoderConfig
 from .convert import ConvertError, convert, report, revert
 from .info import explain, info
-from .ops import attn_varlen, bias_gelu_, norm_residual, norm_residual_
+from .ops import (
+    attn_tiles,
+    attn_varlen,
+    bias_gelu_,
+    gather_rows,
+    norm_residual,
+    norm_residual_,
+)
 from .packing import PackedBatch
 from .pooling import embed
 
@@ -21,11 +28,13 @@ __all__ = [
     "PackedBatch",
     "PackedEncoderConfig",
     "__version__",
+    "attn_tiles",
     "attn_varlen",
     "bias_gelu_",
     "convert",
     "embed",
     "explain",
+    "gather_rows",
     "info",
     "norm_residual",
     "norm_residual_",

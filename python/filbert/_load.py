@@ -8,7 +8,9 @@ built for another torch, with no GPU. What could not be loaded is kept as a sent
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +20,8 @@ import torch
 C: ModuleType | None = None
 #: why a library is not loaded, by library name; empty when all is well
 missing: dict[str, str] = {}
+#: the folder that holds the libraries, once it is known
+folder: Path | None = None
 
 _warned: set[str] = set()
 
@@ -30,11 +34,22 @@ def warn_once(reason: str) -> None:
 
 
 def _load_ops() -> None:
-    """Importing ``_C`` loads libfilbert_ops, whose static initialisers register the operators."""
-    global C
+    """Importing ``_C`` loads libfilbert_ops, whose static initialisers register the operators.
+
+    ``_C`` belongs to one Python, libfilbert_ops to none: where only the library is there, built
+    elsewhere, the operators run and what ``_C`` tells about them is missing. The environment
+    variable ``FILBERT_LIBRARY_DIR`` names a folder to look in.
+    """
+    global C, folder
+    given = os.environ.get("FILBERT_LIBRARY_DIR")
     try:
-        C = importlib.import_module("filbert._C")
-    except ImportError as error:
+        if given is None:
+            C = importlib.import_module("filbert._C")
+            folder = Path(str(C.__file__)).parent / "lib"
+            return
+        torch.ops.load_library(str(Path(given) / "libfilbert_ops.so"))
+        folder = Path(given)
+    except (ImportError, OSError) as error:
         missing["ops"] = (
             f"the compiled library libfilbert_ops could not be loaded ({error}); "
             f"found torch {torch.__version__}, need torch>=2.10; "
@@ -43,13 +58,13 @@ def _load_ops() -> None:
 
 
 def _load_cuda() -> None:
-    if C is None:
+    if folder is None:
         missing["cuda"] = missing["ops"]
         return
     if torch.version.cuda is None:
         missing["cuda"] = f"this torch ({torch.__version__}) is built without CUDA"
         return
-    library = Path(str(C.__file__)).parent / "lib" / "libfilbert_cuda.so"
+    library = folder / "libfilbert_cuda.so"
     if not library.exists():
         missing["cuda"] = "filbert was built without CUDA kernels"
         return
@@ -65,4 +80,30 @@ _load_cuda()
 
 def have_ops() -> bool:
     """True when the compiled CPU operators are registered."""
-    return C is not None
+    return "ops" not in missing
+
+
+def isa() -> str:
+    """The instruction set that the CPU kernels use, in a word."""
+    return str(C.isa()) if C is not None else "some instruction set" if have_ops() else "reference"
+
+
+@cache
+def _why_not_this_gpu(index: int) -> str | None:
+    """Why no kernel can run on that GPU, or None."""
+    major, minor = torch.cuda.get_device_capability(index)
+    if (major, minor) >= (8, 0):
+        return None
+    return f"the kernels need compute capability 8.0, this GPU has {major}.{minor}"
+
+
+def why_no_kernels(device: torch.device) -> str | None:
+    """Why there are no kernels for tensors on ``device``, or None if there are."""
+    if device.type in ("cpu", "meta"):
+        return None if have_ops() else missing["ops"]
+    if device.type != "cuda":
+        return "need cpu or cuda, filbert has no kernels for others"
+    if "cuda" in missing:
+        return missing["cuda"]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _why_not_this_gpu(index)

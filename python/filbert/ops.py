@@ -7,12 +7,27 @@ Every function calls ``torch.ops.filbert.<name>``, so that autograd, ``torch.com
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import _load, reference
 
-__all__ = ["attn_varlen", "bias_gelu_", "norm_residual", "norm_residual_"]
+__all__ = [
+    "attn_tiles",
+    "attn_varlen",
+    "bias_gelu_",
+    "gather_rows",
+    "norm_residual",
+    "norm_residual_",
+]
+
+
+def _kernels() -> Any:
+    """The operators' namespace."""
+    return torch.ops.filbert
 
 
 def _one_device(op: str, first: Tensor, **others: Tensor | None) -> None:
@@ -28,11 +43,8 @@ def _one_device(op: str, first: Tensor, **others: Tensor | None) -> None:
 
 def _compiled(op: str, first: Tensor) -> bool:
     if _load.have_ops():
-        if first.device.type not in ("cpu", "meta"):
-            raise RuntimeError(
-                f"{op}: device; got {first.device}; need cpu, filbert has no kernels for others "
-                "yet; try tensor.cpu()"
-            )
+        if (why := _load.why_no_kernels(first.device)) is not None:
+            raise RuntimeError(f"{op}: device; got {first.device}; {why}; try tensor.cpu()")
         return True
     _load.warn_once(f"filbert runs its slow reference code: {_load.missing['ops']}")
     return False
@@ -50,6 +62,7 @@ def attn_varlen(
     alibi_slopes: Tensor | None = None,
     window: tuple[int, int] = (-1, -1),
     key_bias: Tensor | None = None,
+    tiles: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Fused multi-head attention over packed sequences of different lengths.
 
@@ -59,12 +72,14 @@ def attn_varlen(
     the same alone and in any batch.
 
     Args:
-        q: ``[Tq, H, D]``, float32 or bfloat16. Any strides with a contiguous last dimension, so the
-            three views of one QKV buffer need no copy. ``D`` is a multiple of 8, at most 128.
+        q: ``[Tq, H, D]``, float32 or bfloat16, on CUDA also float16. Any strides with a contiguous
+            last dimension, so the three views of one QKV buffer need no copy. ``D`` is a multiple
+            of 8, at most 128.
         k: ``[Tk, H, D]``, dtype of ``q``.
         v: ``[Tk, H, D]``, dtype of ``q``.
         cu_seqlens_q: ``[B+1]`` int32 on the device of ``q``; starts at 0, never falls, ends at most
             at ``Tq``. Rows past its end are no sequence's: their output is 0 and their lse -inf.
+            On CUDA nobody waits to read them: wrong offsets are clamped and give wrong results.
         cu_seqlens_k: ``[B+1]`` int32, the same for ``k`` and ``v``.
         max_seqlen_q: length of the longest query sequence; a hint, results never depend on it.
         max_seqlen_k: length of the longest key sequence, likewise.
@@ -74,6 +89,8 @@ def attn_varlen(
         window: ``(left, right)``: a query sees keys at most ``left`` before and ``right`` after its
             own place; ``-1`` is no bound.
         key_bias: ``[Tk]`` float32 added to every score of that key; ``-inf`` hides the key.
+        tiles: what :func:`attn_tiles` made of these offsets and rows, so that the layers of one
+            forward share it; made anew if not given. CUDA only, ignored on the CPU.
 
     Returns:
         ``out`` ``[Tq, H, D]`` in the dtype of ``q``, and ``lse`` ``[H, Tq]`` float32, the natural
@@ -87,7 +104,7 @@ def attn_varlen(
     """
     _one_device(
         "attn_varlen", q, k=k, v=v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
-        alibi_slopes=alibi_slopes, key_bias=key_bias,
+        alibi_slopes=alibi_slopes, key_bias=key_bias, tiles=tiles,
     )  # fmt: skip
     if not _compiled("attn_varlen", q):
         reference.check_attn_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, key_bias)
@@ -95,10 +112,34 @@ def attn_varlen(
             q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale,
             alibi_slopes, window, key_bias,
         )  # fmt: skip
-    return torch.ops.filbert.attn_varlen(
+    return _kernels().attn_varlen(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale,
-        alibi_slopes, window[0], window[1], key_bias,
+        alibi_slopes, window[0], window[1], key_bias, tiles,
     )  # fmt: skip
+
+
+def attn_tiles(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, rows_q: int, rows_k: int) -> Tensor:
+    """The work list of :func:`attn_varlen` on a GPU: every sequence in tiles of up to 128 query
+    rows, those with most to do first.
+
+    It is made on the device, without the host learning any length, and depends neither on heads nor
+    on dtype: make it once for all layers of a forward.
+
+    Args:
+        cu_seqlens_q: ``[B+1]`` int32 on a CUDA device, as for :func:`attn_varlen`.
+        cu_seqlens_k: ``[B+1]`` int32, likewise.
+        rows_q: ``q.shape[0]``.
+        rows_k: ``k.shape[0]``.
+
+    Returns:
+        ``[4 + 2 * (rows_q // 128 + B + 1)]`` int32: how many tiles have one, two and four heads to
+        a block, a zero, then ``(sequence, first row)`` of each tile; the rest is undefined.
+
+    Raises:
+        RuntimeError: offsets that are not int32 ``[B+1]`` on one CUDA device.
+    """
+    _one_device("attn_tiles", cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
+    return _kernels().attn_tiles(cu_seqlens_q, cu_seqlens_k, rows_q, rows_k)
 
 
 def norm_residual(
@@ -112,7 +153,7 @@ def norm_residual(
     """``LayerNorm(x + bias + residual)`` in one pass over memory.
 
     Args:
-        x: ``[T, N]`` float32 or bfloat16, contiguous rows.
+        x: ``[T, N]`` float32 or bfloat16, on CUDA also float16; contiguous rows.
         bias: ``[N]`` in the dtype of ``x``, or None.
         residual: ``[T, N]`` in the dtype of ``x``, or None.
         weight: ``[N]``, LayerNorm's gamma, in the dtype of ``x``.
@@ -131,7 +172,7 @@ def norm_residual(
     _one_device("norm_residual", x, bias=bias, residual=residual, weight=weight, beta=beta)
     if not _compiled("norm_residual", x):
         return reference.norm_residual(x, bias, residual, weight, beta, eps)
-    return torch.ops.filbert.norm_residual(x, bias, residual, weight, beta, eps)
+    return _kernels().norm_residual(x, bias, residual, weight, beta, eps)
 
 
 def norm_residual_(
@@ -148,7 +189,7 @@ def norm_residual_(
     _one_device("norm_residual_", x, bias=bias, residual=residual, weight=weight, beta=beta)
     if not _compiled("norm_residual_", x):
         return x.copy_(reference.norm_residual(x, bias, residual, weight, beta, eps))
-    torch.ops.filbert.norm_residual_(x, bias, residual, weight, beta, eps)
+    _kernels().norm_residual_(x, bias, residual, weight, beta, eps)
     return x
 
 
@@ -156,7 +197,7 @@ def bias_gelu_(x: Tensor, bias: Tensor | None = None, approximate: str = "none")
     """``x = GELU(x + bias)``, in place.
 
     Args:
-        x: ``[T, N]`` float32 or bfloat16, contiguous; overwritten.
+        x: ``[T, N]`` float32 or bfloat16, on CUDA also float16; contiguous; overwritten.
         bias: ``[N]`` in the dtype of ``x``, or None.
         approximate: ``"none"`` for the exact erf form, ``"tanh"`` for the tanh form.
 
@@ -169,32 +210,77 @@ def bias_gelu_(x: Tensor, bias: Tensor | None = None, approximate: str = "none")
     _one_device("bias_gelu_", x, bias=bias)
     if not _compiled("bias_gelu_", x):
         return reference.bias_gelu_(x, bias, approximate)
-    torch.ops.filbert.bias_gelu_(x, bias, approximate)
+    _kernels().bias_gelu_(x, bias, approximate)
     return x
 
 
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Row ``index[t]`` of ``x`` for every ``t``, zeros where the index is no row of ``x``.
+
+    Packing is a gather by the places of the kept tokens; unpacking is a gather by each place's
+    packed row, -1 where padding was. Either way every row is written once.
+
+    Args:
+        x: ``[R, N]`` of any dtype, contiguous rows.
+        index: ``[T]`` int64.
+
+    Returns:
+        ``[T, N]`` in the dtype of ``x``.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit.
+    """
+    _one_device("gather_rows", x, index=index)
+    if not _compiled("gather_rows", x):
+        return reference.gather_rows(x, index)
+    return _kernels().gather_rows(x, index)
+
+
+def _fake_attn_varlen(
+    q, k, v, cu_q, cu_k, max_q, max_k, scale, slopes=None, left=-1, right=-1, key_bias=None,
+    tiles=None,
+):  # fmt: skip
+    _one_device(
+        "attn_varlen", q, k=k, v=v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k,
+        alibi_slopes=slopes, key_bias=key_bias, tiles=tiles,
+    )  # fmt: skip
+    lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+    return q.new_empty(q.shape), lse
+
+
+def _fake_attn_tiles(cu_q, cu_k, rows_q, rows_k):
+    _one_device("attn_tiles", cu_q, cu_seqlens_k=cu_k)
+    return cu_q.new_empty(4 + 2 * (rows_q // 128 + cu_q.shape[0]))
+
+
+def _fake_norm_residual(x, bias, residual, weight, beta, eps):
+    _one_device("norm_residual", x, bias=bias, residual=residual, weight=weight, beta=beta)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _fake_norm_residual_(x, bias, residual, weight, beta, eps):
+    _one_device("norm_residual", x, bias=bias, residual=residual, weight=weight, beta=beta)
+
+
+def _fake_bias_gelu_(x, bias=None, approximate="none"):
+    _one_device("bias_gelu_", x, bias=bias)
+
+
+def _fake_gather_rows(x, index):
+    _one_device("gather_rows", x, index=index)
+    return x.new_empty((index.shape[0], x.shape[1]))
+
+
+#: the shape-only implementation of every operator
+FAKES: dict[str, Callable[..., Any]] = {
+    "attn_tiles": _fake_attn_tiles,
+    "attn_varlen": _fake_attn_varlen,
+    "bias_gelu_": _fake_bias_gelu_,
+    "gather_rows": _fake_gather_rows,
+    "norm_residual": _fake_norm_residual,
+    "norm_residual_": _fake_norm_residual_,
+}
+
 if _load.have_ops():
-
-    @torch.library.register_fake("filbert::attn_varlen")
-    def _(q, k, v, cu_q, cu_k, max_q, max_k, scale, slopes=None, left=-1, right=-1, key_bias=None):
-        _one_device(
-            "attn_varlen", q, k=k, v=v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k,
-            alibi_slopes=slopes, key_bias=key_bias,
-        )  # fmt: skip
-        lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
-        return q.new_empty(q.shape), lse
-
-    @torch.library.register_fake("filbert::norm_residual")
-    def _(x, bias, residual, weight, beta, eps):
-        _one_device("norm_residual", x, bias=bias, residual=residual, weight=weight, beta=beta)
-        return torch.empty_like(x)
-
-    @torch.library.register_fake("filbert::norm_residual_")
-    def _(x, bias, residual, weight, beta, eps):
-        _one_device("norm_residual", x, bias=bias, residual=residual, weight=weight, beta=beta)
-        return
-
-    @torch.library.register_fake("filbert::bias_gelu_")
-    def _(x, bias=None, approximate="none"):
-        _one_device("bias_gelu_", x, bias=bias)
-        return
+    for _name, _fake in FAKES.items():
+        torch.library.register_fake(f"filbert::{_name}", _fake)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["attn_varlen", "bias_gelu_", "check_attn_varlen", "norm_residual"]
+__all__ = ["attn_varlen", "bias_gelu_", "check_attn_varlen", "gather_rows", "norm_residual"]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -127,3 +127,11 @@ def bias_gelu_(x: Tensor, bias: Tensor | None, approximate: str = "none") -> Ten
     wide = _wide(x.dtype)
     total = x.to(wide) if bias is None else x.to(wide) + bias.to(wide)
     return x.copy_(torch.nn.functional.gelu(total, approximate=approximate))
+
+
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Meaning of :func:`filbert.ops.gather_rows`: row ``index[t]`` of x, or zeros."""
+    valid = (index >= 0) & (index < x.shape[0])
+    out = x.new_zeros((index.shape[0], x.shape[1]))
+    out[valid] = x[index[valid]]
+    return out

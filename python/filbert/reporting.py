@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import takewhile
 
+import torch
 from torch import nn
 
 from . import _load
@@ -70,6 +71,14 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def kernels_for(device: torch.device) -> str:
+    """Which of filbert's kernels run on ``device``, in a word or two."""
+    if device.type != "cuda":
+        return _load.isa()
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"cuda sm_{major}{minor}"
+
+
 #: our linear -> the parts of the original layer it holds
 _PARTS = {
     "query": ("query",),
@@ -87,7 +96,7 @@ def rows_of_encoder(name: str, encoder: SwappedEncoder) -> list[ReportRow]:
     if not encoder.is_packed:
         reason = "; ".join(encoder.refusals)
         return [ReportRow(name, original, "not runnable", "none", 0, reason)]
-    ours = _load.C.isa() if _load.C is not None else "reference"
+    ours = kernels_for(encoder.device)
     why = "" if _load.have_ops() else _load.missing["ops"]
     rows: list[ReportRow] = []
     for index, layer in enumerate(encoder.layers):

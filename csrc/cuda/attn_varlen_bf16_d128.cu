@@ -1,0 +1,5 @@
+#include "cuda/attn_varlen_instance.cuh"
+
+template void filbert::cuda::launch_attn_varlen<filbert::cuda::bf16, 128>(const AttnVarlenArgs&,
+                                                                          const LaunchPlan&,
+                                                                          Stream);

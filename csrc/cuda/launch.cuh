@@ -1,0 +1,62 @@
+// The only way a kernel is started: one function, so that every launch is checked, and so that
+// tests/hostcuda can run the kernel on the host instead.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/launch_plan.h"
+
+#ifndef __CUDACC__
+#include "hostcuda/launch.h"
+#else
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace filbert {
+namespace cuda {
+
+using Stream = void*;  // a cudaStream_t
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  throw std::runtime_error(std::string("filbert: CUDA kernel ") + what + ": " +
+                           cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
+}
+
+// Starts `kernel(args)` on `stream`. Nothing waits and nothing is allocated.
+template <typename Args>
+void launch(const char* name, void (*kernel)(Args), const LaunchPlan& plan, Stream stream,
+            const Args& args) {
+  if (plan.blocks == 0) return;
+  if (plan.shared_bytes > 48 * 1024) {  // beyond what every kernel may have without asking
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(plan.shared_bytes)),
+               name);
+  }
+  kernel<<<static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.threads),
+           static_cast<size_t>(plan.shared_bytes), static_cast<cudaStream_t>(stream)> > >(args);
+  check_cuda(cudaGetLastError(), name);
+}
+
+// Multiprocessors of the current device; asked for once per device.
+inline int multiprocessors() {
+  constexpr int kDevices = 64;
+  static int known[kDevices] = {};  // a race writes the same number twice
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  int count = device < kDevices ? known[device] : 0;
+  if (count == 0) {
+    check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+               "cudaDeviceGetAttribute");
+    if (device < kDevices) known[device] = count;
+  }
+  return count;
+}
+
+}  // namespace cuda
+}  // namespace filbert
+
+#endif

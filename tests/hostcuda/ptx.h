@@ -1,0 +1,181 @@
+// csrc/cuda/ptx.cuh for the host: the same functions by their meaning in the PTX ISA, and the few
+// words of CUDA C++ that the kernels use.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cuda/types.h"
+#include "hostcuda/machine.h"
+#include "hostcuda/numbers.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define threadIdx (::hostcuda::thread_index())
+#define blockIdx (::hostcuda::block_index())
+#define blockDim (::hostcuda::block_size())
+#define gridDim (::hostcuda::grid_size())
+
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+inline void __syncthreads() { hostcuda::barrier("__syncthreads"); }
+
+inline void __syncwarp() {
+  hostcuda::collective<char>("__syncwarp", char{}, [](const auto&, auto& out) {
+    for (char& c : out) c = 0;
+  });
+}
+
+inline float __shfl_sync(unsigned, float x, int source) {
+  struct In {
+    float x;
+    int source;
+  };
+  return hostcuda::collective<float>("__shfl_sync", In{x, source}, [](const auto& in, auto& out) {
+    for (int i = 0; i < hostcuda::kWarp; ++i) out[i] = in[in[i].source % hostcuda::kWarp].x;
+  });
+}
+
+inline float __shfl_xor_sync(unsigned mask, float x, int lanes) {
+  return __shfl_sync(mask, x, hostcuda::lane() ^ lanes);
+}
+
+inline int atomicAdd(int* p, int value) {
+  const int before = *p;
+  *p = before + value;
+  return before;
+}
+
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+
+namespace filbert {
+namespace cuda {
+
+inline char* shared_memory() { return hostcuda::shared_base(); }
+inline uint32_t shared_address(const void* p) { return hostcuda::shared_offset(p); }
+
+inline void store_shared_4(uint32_t to, uint32_t value) {
+  std::memcpy(hostcuda::shared_at(to, 4, 4, "st.shared.b32"), &value, 4);
+}
+inline uint4 load_shared_16(uint32_t from) {
+  uint4 v;
+  std::memcpy(&v, hostcuda::shared_at(from, 16, 16, "ld.shared.v4"), 16);
+  return v;
+}
+
+inline uint4 load_16(const void* from) {
+  hostcuda::check_global(from, 16, "a load of 16 bytes");
+  uint4 v;
+  std::memcpy(&v, from, 16);
+  return v;
+}
+inline void store_16(void* to, uint4 value) {
+  hostcuda::check_global(to, 16, "a store of 16 bytes");
+  std::memcpy(to, &value, 16);
+}
+
+inline void cp_async_16(uint32_t to, const void* from, bool valid) {
+  hostcuda::copy_async(to, from, 16, valid);
+}
+inline void cp_async_commit() { hostcuda::copy_async_commit(); }
+template <int kPending>
+void cp_async_wait() {
+  hostcuda::copy_async_wait(kPending);
+}
+
+struct Registers4 {
+  uint32_t d[4];
+};
+
+inline void ldmatrix(const char* name, uint32_t (&d)[4], uint32_t from, bool transposed) {
+  const Registers4 all =
+      hostcuda::collective<Registers4>(name, from, [&](const auto& in, auto& out) {
+        for (int matrix = 0; matrix < 4; ++matrix) {
+          uint16_t values[8][8];
+          for (int row = 0; row < 8; ++row) {
+            std::memcpy(values[row], hostcuda::shared_at(in[matrix * 8 + row], 16, 16, name), 16);
+          }
+          for (int lane = 0; lane < hostcuda::kWarp; ++lane) {
+            const int g = lane / 4, t = lane % 4 * 2;
+            const uint32_t low = transposed ? values[t][g] : values[g][t];
+            const uint32_t high = transposed ? values[t + 1][g] : values[g][t + 1];
+            out[lane].d[matrix] = low | high << 16;
+          }
+        }
+      });
+  std::memcpy(d, all.d, sizeof d);
+}
+
+inline void ldmatrix_x4(uint32_t (&d)[4], uint32_t from) { ldmatrix("ldmatrix", d, from, false); }
+inline void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t from) {
+  ldmatrix("ldmatrix.trans", d, from, true);
+}
+
+template <typename T>
+void mma_16816(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  struct In {
+    float c[4];
+    uint32_t a[4], b[2];
+  } in{{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+  struct Out {
+    float c[4];
+  };
+  const Out out =
+      hostcuda::collective<Out>("mma.m16n8k16", in, [](const auto& lanes, auto& results) {
+        float a[16][16], b[8][16];  // b by column
+        for (int lane = 0; lane < hostcuda::kWarp; ++lane) {
+          const int g = lane / 4, t = lane % 4 * 2;
+          for (int i = 0; i < 2; ++i) {
+            const auto half = [i](uint32_t pair) {
+              return hostcuda::widen<T>(static_cast<uint16_t>(pair >> 16 * i));
+            };
+            a[g][t + i] = half(lanes[lane].a[0]);
+            a[g + 8][t + i] = half(lanes[lane].a[1]);
+            a[g][t + 8 + i] = half(lanes[lane].a[2]);
+            a[g + 8][t + 8 + i] = half(lanes[lane].a[3]);
+            b[g][t + i] = half(lanes[lane].b[0]);
+            b[g][t + 8 + i] = half(lanes[lane].b[1]);
+          }
+        }
+        for (int lane = 0; lane < hostcuda::kWarp; ++lane) {
+          for (int i = 0; i < 4; ++i) {
+            const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+            float sum = 0.0f;
+            for (int k = 0; k < 16; ++k) sum += a[row][k] * b[column][k];
+            results[lane].c[i] = lanes[lane].c[i] + sum;
+          }
+        }
+      });
+  std::memcpy(c, out.c, sizeof c);
+}
+
+template <typename T>
+uint32_t pack2(float low, float high) {
+  return hostcuda::narrow<T>(low) | static_cast<uint32_t>(hostcuda::narrow<T>(high)) << 16;
+}
+
+inline float to_float(float x) { return x; }
+inline float to_float(fp16 x) { return hostcuda::widen<fp16>(x.bits); }
+inline float to_float(bf16 x) { return hostcuda::widen<bf16>(x.bits); }
+
+template <typename T>
+T from_float(float x) {
+  return T{hostcuda::narrow<T>(x)};
+}
+template <>
+inline float from_float<float>(float x) {
+  return x;
+}
+
+inline float exp2_approx(float x) { return std::exp2(x); }
+inline float multiply_rn(float a, float b) { return a * b; }
+
+}  // namespace cuda
+}  // namespace filbert
