@@ -9,6 +9,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc tests/hostcuda 
 FILBERT_CUDA_ARCHS ?= 80-real;90
 DEV_INSTALL = $(BIN)/pip install --quiet --no-build-isolation -Cbuild-dir=build/dev \
   -Ccmake.define.FILBERT_EMULATED_ISA=ON -Ccmake.define.FILBERT_HOSTCUDA=ON \
+  -Ccmake.define.FILBERT_KEEP_REPORTS=ON \
   "-Ccmake.define.FILBERT_CUDA_ARCHS=$(FILBERT_CUDA_ARCHS)" --editable
 
 .PHONY: demo test bench lint build clean

@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -39,6 +39,8 @@ class Contestant:
     note: str = ""
     #: work of one run, in the units of the case (tokens, flop, bytes moved)
     work: float = 0.0
+    #: untimed, before every run: restores what a run in place wrote over
+    before: Callable[[], Any] | None = None
     #: seconds of the last run that was not measured; fills in as the contestant is checked
     estimate_s: float = 0.0
 
@@ -99,17 +101,58 @@ def periods(costs: Sequence[float], budget_s: float, repeats: int) -> list[int]:
     return found
 
 
-def timed(
-    run: Callable[[], Any], synchronize: Callable[[], None] | None = None
-) -> tuple[Any, float]:
-    """The value of ``run()`` and the seconds it took."""
-    if synchronize:
-        synchronize()
-    start = time.perf_counter()
-    value = run()
-    if synchronize:
-        synchronize()
-    return value, time.perf_counter() - start
+class Clock(Protocol):
+    """How one run is timed: the seam between a race and the device that runs."""
+
+    def prepare(self) -> None:
+        """Called once before a race."""
+
+    def time(
+        self, run: Callable[[], Any], repeats: int = 1, before: Callable[[], Any] | None = None
+    ) -> tuple[Any, float]:
+        """The value of the last of ``repeats`` runs, and the mean seconds of one.
+
+        ``before`` is called before every run and is not timed.
+        """
+
+
+class WallClock:
+    """What a caller waits.
+
+    Args:
+        synchronize: waits for the device; None on the CPU. It is called after every run, not after
+            a sample: runs that queue up behind each other hide what launching them costs.
+    """
+
+    def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
+        self._synchronize = synchronize
+
+    def prepare(self) -> None:
+        """Nothing: the race's own warm-up is enough."""
+
+    def time(
+        self, run: Callable[[], Any], repeats: int = 1, before: Callable[[], Any] | None = None
+    ) -> tuple[Any, float]:
+        wait = self._synchronize
+        if wait is None and before is None:  # the loop costs what a run of microseconds feels
+            start = time.perf_counter()
+            for _ in range(repeats - 1):
+                run()
+            value = run()
+            return value, (time.perf_counter() - start) / repeats
+        total, value = 0.0, None
+        for _ in range(repeats):
+            value = None  # its memory is the next run's, as in a loop that keeps nothing
+            if before:
+                before()
+            if wait:
+                wait()
+            start = time.perf_counter()
+            value = run()
+            if wait:
+                wait()
+            total += time.perf_counter() - start
+        return value, total / repeats
 
 
 def race(
@@ -119,7 +162,7 @@ def race(
     budget_s: float,
     min_sample_s: float = 0.0,
     pause_s: float = 0.0,
-    synchronize: Callable[[], None] | None = None,
+    clock: Clock | None = None,
     settle: Callable[[], None] | None = None,
 ) -> dict[str, Timing]:
     """Times all contestants in rounds.
@@ -131,44 +174,48 @@ def race(
         min_sample_s: runs shorter than this are repeated inside one sample.
         pause_s: rest before every sample, so that the worker threads of the runtime that ran
             before stop spinning and leave the cores to the next one.
-        synchronize: waits for the device; None on the CPU.
+        clock: times the runs; the wall clock of the CPU if not given.
         settle: called before the first round and then about once a second between rounds; what it
             takes counts for no contestant and not for the budget.
 
     Returns:
         The timing of every contestant, by name.
     """
+    clock = clock or WallClock()
+    clock.prepare()
     if settle:
         settle()
     inner: dict[str, int] = {}
     for c in contestants:
         # A warm second look: the first run paid for caches, page faults and lazy initialisation.
         if c.estimate_s < budget_s / 20:
-            c.estimate_s = min(c.estimate_s, timed(c.run, synchronize)[1])
+            c.estimate_s = min(c.estimate_s, clock.time(c.run, 1, c.before)[1])
         inner[c.name] = max(1, round(min_sample_s / max(c.estimate_s, 1e-7)))
     samples: dict[str, list[float]] = {c.name: [] for c in contestants}
     rounds: dict[str, list[int]] = {c.name: [] for c in contestants}
+    # What a sample takes of the budget: a clock may do more around a run than it times.
+    taken: dict[str, list[float]] = {c.name: [] for c in contestants}
 
     def cost(c: Contestant) -> float:
-        """Seconds of one sample, from the best knowledge there is so far."""
-        seen = samples[c.name]
-        return (statistics.median(seen) if seen else c.estimate_s) * inner[c.name] + pause_s
+        """Seconds that one sample takes, from the best knowledge there is so far."""
+        if taken[c.name]:
+            return statistics.median(taken[c.name])
+        return c.estimate_s * inner[c.name] + pause_s
 
     def sample(c: Contestant) -> float:
+        begun = time.perf_counter()
         if pause_s:
             time.sleep(pause_s)
-
-        def repeat() -> None:
-            for _ in range(inner[c.name]):
-                c.run()
-
-        return timed(repeat, synchronize)[1] / inner[c.name]
+        seconds = clock.time(c.run, inner[c.name], c.before)[1]
+        taken[c.name].append(time.perf_counter() - begun)
+        return seconds
 
     for c in contestants:
         if cost(c) < budget_s / 20:
             sample(c)  # the warm-up round
     collecting = gc.isenabled()
     gc.collect()
+    gc.freeze()  # what is alive now outlives the race: collecting between rounds need not walk it
     gc.disable()
     start = settled = time.perf_counter()
     try:
@@ -192,6 +239,7 @@ def race(
                 rounds[c.name].append(r)
             gc.collect()
     finally:
+        gc.unfreeze()
         if collecting:
             gc.enable()
     return {

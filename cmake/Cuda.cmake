@@ -58,7 +58,11 @@ string(REPLACE ";" " " architectures "${FILBERT_CUDA_ARCHS}")
 target_compile_definitions(filbert_cuda PRIVATE
   USE_CUDA FILBERT_CUDA FILBERT_CUDA_ARCHITECTURES="sm ${architectures}")
 target_compile_options(filbert_cuda PRIVATE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra> $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas -v>)
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra> $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v>)
+if(FILBERT_KEEP_REPORTS)
+  set_target_properties(filbert_cuda PROPERTIES
+    CUDA_COMPILER_LAUNCHER "${Python_EXECUTABLE};${PROJECT_SOURCE_DIR}/cmake/keep_report.py")
+endif()
 target_link_libraries(filbert_cuda PRIVATE torch_stable torch_cuda_stub)
 target_link_options(filbert_cuda PRIVATE -Wl,--no-as-needed)
 set_target_properties(filbert_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static SKIP_BUILD_RPATH ON)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -60,7 +62,7 @@ def test_largest_first(backend):
     for sequence, row in first:
         strips = -(-min(TILE_ROWS, lengths[sequence] - row) // 16)
         costs.append(strips * -(-lengths[sequence] // 16))
-    assert all(later < 1.5 * earlier for earlier, later in zip(costs, costs[1:], strict=False))
+    assert all(later < 1.5 * earlier for earlier, later in pairwise(costs))
     assert costs[0] == max(costs)
 
 
@@ -103,7 +105,7 @@ def test_refuses_a_list_of_another_size(backend):
 
 
 class _HostGraph:
-    """hostcuda's view of a CUDA graph: launches are kept, and repeated on what memory holds then."""
+    """hostcuda's view of a CUDA graph: launches are kept, and repeated on what memory holds."""
 
     def __init__(self, step) -> None:
         self.kernels = torch.ops.filbert_hostcuda
@@ -133,8 +135,8 @@ class _CudaGraph:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_a_captured_graph_is_right_for_other_lengths(backend, dtype):
-    """One capture with short texts, replayed with a long one, with none, with many: nothing that the
-    host fixed at capture may depend on lengths."""
+    """One capture with short texts, replayed with a long one, with none, with many: nothing that
+    the host fixed at capture may depend on lengths."""
     rows, sequences, heads, dim = 400, 6, 3, 32
     q, k, v = (t.contiguous() for t in normal(rows, 3, heads, dim, dtype=dtype).unbind(1))
     cu = offsets([3, 2, 1, 4, 2, 1])

@@ -36,9 +36,13 @@ void launch(const char* name, void (*kernel)(Args), const LaunchPlan& plan, Stre
                                     static_cast<int>(plan.shared_bytes)),
                name);
   }
-  kernel<<<static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.threads),
-           static_cast<size_t>(plan.shared_bytes), static_cast<cudaStream_t>(stream)> > >(args);
-  check_cuda(cudaGetLastError(), name);
+  void* parameters[] = {const_cast<Args*>(&args)};
+  check_cuda(cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
+                              dim3(static_cast<unsigned>(plan.blocks)),
+                              dim3(static_cast<unsigned>(plan.threads)), parameters,
+                              static_cast<size_t>(plan.shared_bytes),
+                              static_cast<cudaStream_t>(stream)),
+             name);
 }
 
 // Multiprocessors of the current device; asked for once per device.

@@ -9,6 +9,7 @@
 
 #include "cpu/attn_varlen_plan.h"
 #include "cpu/kernels.h"
+#include "cuda/launch_plan.h"
 
 namespace py = pybind11;
 
@@ -71,6 +72,28 @@ py::dict plan_attn_varlen(const std::vector<int32_t>& cu_q, const std::vector<in
   return result;
 }
 
+py::dict plan_attn_varlen_cuda(int64_t rows_q, int64_t sequences, int64_t heads, int64_t dim,
+                               bool float32) {
+  if (rows_q < 0 || sequences < 0 || heads < 1 || dim < 1 || dim > 128) {
+    throw py::value_error(
+        "plan_attn_varlen_cuda: need rows and sequences of 0 or more, a head, and 1 to 128 columns");
+  }
+  filbert::AttnVarlenArgs args{};
+  args.dtype = float32 ? filbert::DType::kFloat32 : filbert::DType::kFloat16;
+  args.rows_q = rows_q;
+  args.sequences = sequences;
+  args.heads = heads;
+  args.dim = dim;
+  args.capacity = filbert::tile_capacity(rows_q, sequences);
+  const filbert::cuda::LaunchPlan plan = filbert::cuda::plan_attn_varlen(args);
+  py::dict result;
+  result["blocks"] = plan.blocks;
+  result["threads"] = plan.threads;
+  result["shared_bytes"] = plan.shared_bytes;
+  result["tile_dim"] = float32 ? dim : filbert::cuda::attn_tile_dim(dim);
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -83,4 +106,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan_attn_varlen", &plan_attn_varlen, py::arg("cu_q"), py::arg("cu_k"), py::arg("heads"),
         py::arg("dim"), py::arg("bf16"), py::arg("threads"),
         "How attn_varlen would cut a call into tasks (sequence, head range, query range).");
+  m.def("plan_attn_varlen_cuda", &plan_attn_varlen_cuda, py::arg("rows_q"), py::arg("sequences"),
+        py::arg("heads"), py::arg("dim"), py::arg("float32"),
+        "How attn_varlen would be launched on a GPU. It does not depend on sequence lengths.");
 }

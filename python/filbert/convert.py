@@ -66,7 +66,7 @@ def convert(
     the model packs it again. Converting a converted model does nothing.
 
     Args:
-        model: any module; float32 or bfloat16 weights.
+        model: any module; float32 or bfloat16 weights, on a CUDA device also float16.
         config: settings; the defaults if not given.
         strict: refuse the whole model if any encoder in it is refused. If False, what can be
             converted is, and :func:`report` says why the rest was left.

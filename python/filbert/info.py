@@ -18,9 +18,11 @@ __all__ = ["Explanation", "Info", "explain", "info"]
 #: operators and what each computes
 _OPS = {
     "attn_varlen": "packed variable-length fused attention",
+    "attn_tiles": "the work list of attn_varlen on a GPU",
     "norm_residual": "bias + residual + LayerNorm",
     "norm_residual_": "the same, written over its input",
     "bias_gelu_": "bias + GELU in place",
+    "gather_rows": "rows by index: packing and unpacking",
 }
 
 
@@ -75,6 +77,15 @@ def _cuda_built(built: dict[str, str]) -> str:
     )
 
 
+def _state(name: str) -> str:
+    """Where an operator runs, in a few words."""
+    if not _load.have_ops():
+        return "reference code only"
+    places = [] if name == "attn_tiles" else [f"cpu: {_load.isa()}"]
+    places += ["cuda"] if "cuda" not in _load.missing else []
+    return ", ".join(places) or "needs CUDA"
+
+
 def info() -> Info:
     """Versions built for and found, the instruction set in use, and every operator with its state.
 
@@ -103,10 +114,7 @@ def info() -> Info:
             f"{details['isa']} ({details['vector_bytes'] * 8}-bit vectors, {pairs})"
         )
         cpu["others that run"] = ", ".join(n for n in _load.C.isas() if n != details["isa"])
-    state = {
-        name: f"cpu: {_load.C.isa()}" if _load.C is not None else "reference code only"
-        for name in _OPS
-    }
+    state = {name: _state(name) for name in _OPS}
     return Info(
         versions=versions,
         cpu=cpu,
@@ -123,20 +131,49 @@ def _explain_attn_varlen(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, *_: Any, **__: Any
 ) -> dict:
     assert _load.C is not None
+    if q.is_cuda:
+        plan = _load.C.plan_attn_varlen_cuda(
+            rows_q=q.shape[0], sequences=cu_seqlens_q.shape[0] - 1, heads=q.shape[1],
+            dim=q.shape[2], float32=q.dtype == torch.float32,
+        )  # fmt: skip
+        return {
+            "launch": f"at most {plan['blocks']:,} blocks of {plan['threads']} threads, whatever "
+            "the lengths; those past the end of the work list return at once",
+            "shared memory": f"{plan['shared_bytes']:,} bytes a block",
+            "columns": f"{q.shape[2]} of {plan['tile_dim']} in a tile",
+            "memory": f"{_attn_bytes(q, k):,} bytes read and written",
+        }
     threads = torch.get_num_threads()
     plan = _load.C.plan_attn_varlen(
         cu_q=_offsets(cu_seqlens_q), cu_k=_offsets(cu_seqlens_k), heads=q.shape[1], dim=q.shape[2],
         bf16=q.dtype == torch.bfloat16, threads=threads,
     )  # fmt: skip
-    rows = k.shape[0] * 2 + q.shape[0] * 2
     return {
         "tasks": f"{len(plan['tasks'])} for {threads} threads, "
         f"{plan['heads_per_task']} heads of one sequence each, largest first",
         "longest keys": plan["longest_k"],
         "scratch": f"{plan['scratch_bytes']:,} bytes for each thread",
         "work": f"{2 * plan['multiply_adds']:,} floating-point operations",
-        "memory": f"{rows * q.shape[1] * q.shape[2] * q.element_size():,} bytes read and written",
+        "memory": f"{_attn_bytes(q, k):,} bytes read and written",
     }
+
+
+def _attn_bytes(q: Tensor, k: Tensor) -> int:
+    """q, k and v read once, the output written once."""
+    return 2 * (q.shape[0] + k.shape[0]) * q.shape[1] * q.shape[2] * q.element_size()
+
+
+def _explain_attn_tiles(
+    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, rows_q: int, rows_k: int
+) -> dict[str, Any]:
+    del cu_seqlens_k, rows_k
+    tiles = rows_q // 128 + cu_seqlens_q.shape[0]
+    return {"tiles": f"at most {tiles:,}, {8 * tiles + 16:,} bytes, by one block of 256 threads"}
+
+
+def _explain_gather_rows(x: Tensor, index: Tensor) -> dict[str, Any]:
+    moved = 2 * index.shape[0] * x.shape[1] * x.element_size() + 8 * index.shape[0]
+    return {"memory": f"{moved:,} bytes read and written at most"}
 
 
 def _explain_norm_residual(
@@ -168,20 +205,32 @@ def explain(op: str, x: Tensor, *args: Any, **kwargs: Any) -> Explanation:
         raise ValueError(
             f"explain: operator; got {op!r}; need one of {', '.join(_OPS)}; try one of them"
         )
-    if _load.C is None:
+    if not _load.have_ops():
         return Explanation(op=op, kernel="reference code", reason=_load.missing["ops"])
-    details = _load.C.isa_details()
-    numbers = "bfloat16 pairs" if details["bf16_pairs"] else "bfloat16 widened to float32"
-    result = Explanation(
-        op=f"{op}: {_OPS[op]}",
-        kernel=f"cpu, {details['isa']}, {details['vector_bytes'] * 8}-bit vectors",
-        dtype=f"{x.dtype}" + (f", {numbers}" if x.dtype == torch.bfloat16 else ""),
-    )
+    if _load.C is None:
+        why = "filbert._C, which knows the plans, belongs to another Python"
+        return Explanation(op=f"{op}: {_OPS[op]}", kernel=_load.isa(), reason=why)
+    if x.is_cuda:
+        reason = _load.why_no_kernels(x.device)
+        kernel = f"none: {reason}" if reason else "cuda"
+        if x.ndim == 3 and not reason:
+            kernel += ", no tensor cores" if x.dtype == torch.float32 else ", mma.m16n8k16"
+        result = Explanation(op=f"{op}: {_OPS[op]}", kernel=kernel, dtype=str(x.dtype))
+    else:
+        details = _load.C.isa_details()
+        numbers = "bfloat16 pairs" if details["bf16_pairs"] else "bfloat16 widened to float32"
+        result = Explanation(
+            op=f"{op}: {_OPS[op]}",
+            kernel=f"cpu, {details['isa']}, {details['vector_bytes'] * 8}-bit vectors",
+            dtype=f"{x.dtype}" + (f", {numbers}" if x.dtype == torch.bfloat16 else ""),
+        )
     explainers: dict[str, Callable[..., dict[str, Any]]] = {
         "attn_varlen": _explain_attn_varlen,
         "norm_residual": _explain_norm_residual,
         "norm_residual_": _explain_norm_residual,
         "bias_gelu_": _explain_bias_gelu_,
+        "gather_rows": _explain_gather_rows,
+        "attn_tiles": _explain_attn_tiles,
     }
     result.update(explainers[op](x, *args, **kwargs))
     return result

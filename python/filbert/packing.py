@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from . import ops
 
 __all__ = ["PackedBatch"]
 
@@ -129,23 +132,53 @@ class PackedBatch:
     @classmethod
     def _from_keep(cls, keep: Tensor) -> PackedBatch:
         batch_size, seq_len = keep.shape
-        indices = keep.flatten().nonzero().squeeze(1)
-        if indices.shape[0] == batch_size * seq_len:
+        if keep.numel() == 0:
             return cls.full(batch_size, seq_len, keep.device)
         counts = keep.sum(1)
+        # All that the host has to know, in one read: on a GPU it waits for it.
+        total, longest = torch.stack((counts.sum(), counts.max())).tolist()
+        if total == batch_size * seq_len:
+            return cls.full(batch_size, seq_len, keep.device)
+        flat = keep.flatten()
+        places = torch.where(flat, flat.cumsum(0) - 1, -1)
+        # The inverse of places; what is padding goes to one more row, which is cut off.
+        indices = places.new_empty(total + 1)
+        indices.scatter_(
+            0, places.masked_fill(~flat, total), torch.arange(flat.shape[0], device=keep.device)
+        )
+        indices = indices[:total]
         ends = torch.zeros(batch_size + 1, dtype=torch.int32, device=keep.device)
         torch.cumsum(counts, 0, dtype=torch.int32, out=ends[1:])
         starts = torch.repeat_interleave(
-            ends[:-1].long(), counts, output_size=indices.shape[0]
+            ends[:-1].long(), counts, output_size=total
         )  # [T] first row of the sequence each row belongs to
-        return cls(
+        batch = cls(
             indices=indices,
             cu_seqlens=ends,
-            positions=torch.arange(indices.shape[0], device=keep.device) - starts,
-            max_seqlen=int(counts.max()),
+            positions=torch.arange(total, device=keep.device) - starts,
+            max_seqlen=longest,
             batch_size=batch_size,
             seq_len=seq_len,
         )
+        batch.__dict__["places"] = places
+        return batch
+
+    @cached_property
+    def places(self) -> Tensor:
+        """``[batch_size * seq_len]`` int64, the packed row of each padded place, -1 where padding
+        is: the inverse of ``indices``."""
+        places = self.indices.new_full((self.batch_size * self.seq_len,), -1)
+        return places.index_copy_(
+            0, self.indices, torch.arange(self.num_rows, device=self.indices.device)
+        )
+
+    @cached_property
+    def tiles(self) -> Tensor | None:
+        """What :func:`filbert.attn_tiles` makes of these sequences, for all layers of a forward;
+        None on the CPU, whose kernels need no list."""
+        if self.cu_seqlens.device.type != "cuda":
+            return None
+        return ops.attn_tiles(self.cu_seqlens, self.cu_seqlens, self.num_rows, self.num_rows)
 
     @property
     def num_rows(self) -> int:
@@ -179,7 +212,7 @@ class PackedBatch:
                 "as in the mask"
             )
         rows = x.flatten(0, 1)
-        return rows if self._is_full else rows.index_select(0, self.indices)
+        return rows if self._is_full else _take_rows(rows, self.indices)
 
     def unpack(self, rows: Tensor) -> Tensor:
         """Packed rows ``[T, ...]`` to ``[B, S, ...]``, zero where padding was; a view of ``rows``
@@ -190,8 +223,7 @@ class PackedBatch:
         """
         self._check_rows(rows)
         if not self._is_full:
-            padded = rows.new_zeros((self.batch_size * self.seq_len, *rows.shape[1:]))
-            rows = padded.index_copy_(0, self.indices, rows)
+            rows = _take_rows(rows, self.places)
         return rows.reshape(self.batch_size, self.seq_len, *rows.shape[1:])
 
     def first_rows(self) -> Tensor:
@@ -250,6 +282,15 @@ class PackedBatch:
             raise ValueError(
                 f"rows: got shape {tuple(rows.shape)}, need [{self.num_rows}, ...] packed rows"
             )
+
+
+def _take_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """``rows[index]`` along the first dimension, zeros where the index is -1."""
+    if rows.requires_grad and torch.is_grad_enabled():  # the kernel has no gradient
+        taken = rows.index_select(0, index.clamp(min=0))
+        return taken.masked_fill((index < 0).view(-1, *[1] * (rows.ndim - 1)), 0)
+    shape = (index.shape[0], *rows.shape[1:])
+    return ops.gather_rows(rows.reshape(rows.shape[0], -1), index).view(shape)
 
 
 def _keep_of_2d(mask: Tensor) -> Tensor:

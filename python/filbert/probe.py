@@ -14,8 +14,9 @@ from torch import Tensor, nn
 __all__ = ["Example", "difference", "make_example"]
 
 #: largest difference of two right computations, as a share of the largest value. Twelve layers of
-#: float32 stay below 1e-5 and of bfloat16 below 2e-2; another attention differs by far more.
-_NEAR = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+#: float32 stay below 1e-5, of float16 below 3e-3 and of bfloat16 below 2e-2; another attention
+#: differs by far more.
+_NEAR = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 #: no padding, padding on the right, padding on the left and in the middle
 _KEEP = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 0, 1, 1]])

@@ -96,7 +96,7 @@ def rows_of_encoder(name: str, encoder: SwappedEncoder) -> list[ReportRow]:
     if not encoder.is_packed:
         reason = "; ".join(encoder.refusals)
         return [ReportRow(name, original, "not runnable", "none", 0, reason)]
-    ours = kernels_for(encoder.device)
+    ours = kernels_for(encoder.layers[0].attn_norm_weight.device)
     why = "" if _load.have_ops() else _load.missing["ops"]
     rows: list[ReportRow] = []
     for index, layer in enumerate(encoder.layers):

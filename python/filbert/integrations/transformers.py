@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._load import have_ops
+from .._load import have_ops, why_no_kernels
 from ..nn.packed_encoder import LayerParts
 from .calling import is_capture_hook
 
@@ -296,17 +296,20 @@ def _check_numbers(parts: LayerParts, r: _Reader) -> None:
 def _device_reasons(dtype: torch.dtype, device: torch.device) -> list[str]:
     """Why weights of ``dtype`` on ``device`` cannot be packed; empty if they can."""
     reasons = []
-    if dtype not in (torch.float32, torch.bfloat16):
+    known = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+    if device.type == "cuda":
+        known[torch.float16] = "float16"
+    if dtype not in known:
+        names = " and ".join(known.values())
         reasons.append(
-            f"dtype {dtype}: the kernels have float32 and bfloat16; try model.float() or "
+            f"dtype {dtype}: on {device.type} the kernels have {names}; try model.float() or "
             "model.bfloat16()"
         )
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type)
-    name = "filbert::attn_varlen"
-    if key is None or (
-        have_ops() and not torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
-    ):
-        reasons.append(f"device {device}: filbert has no kernels for it; try model.cpu()")
+    if device.type == "meta":
+        reasons.append("device meta: its weights hold no values; try loading them first")
+    # Without any compiled library the CPU runs the reference code, which is slow and right.
+    elif (have_ops() or device.type != "cpu") and (why := why_no_kernels(device)) is not None:
+        reasons.append(f"device {device}: {why}; try model.cpu()")
     return reasons
 
 

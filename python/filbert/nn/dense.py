@@ -175,7 +175,7 @@ class PackedLinear(nn.Module):
         self.packed: Tensor | None = None  # an opaque tensor: no buffer, since it has no storage
         dense_kept: Tensor | None = dense
         if dense.device.type != "cpu":
-            reason = f"weights on {dense.device.type}"
+            reason = f"weights on {dense.device.type}, where PyTorch's library has its own layouts"
         elif dense.numel() == 0:
             reason = "an empty weight"
         elif (why := _why_no_onednn(dense.dtype)) is not None:
@@ -206,6 +206,8 @@ class PackedLinear(nn.Module):
         """The kernel in a few words, for :func:`filbert.report`."""
         words = {"linear": "F.linear", "onednn": "oneDNN packed", "onednn-f32": "oneDNN packed f32"}
         gelu = "" if self.activation is None else " + gelu"
+        if self.weight is not None and self.weight.is_cuda:
+            return "cuBLASLt by F.linear" + gelu
         return words[self.backend] + gelu + (" post-op" if self._post[0] == "gelu" else "")
 
     @property

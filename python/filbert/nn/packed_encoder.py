@@ -19,8 +19,8 @@ from .dense import PackedLinear, gelu_kind, row_dtype
 
 __all__ = ["LayerParts", "PackedEncoder", "PackedLayer"]
 
-#: how many values the feed-forward part may hold between its two GEMMs: 8 MiB of float32, which a
-#: last-level cache keeps and an allocator reuses without new pages
+#: how many values the feed-forward part may hold between its two GEMMs on a CPU: 8 MiB of float32,
+#: which a last-level cache keeps and an allocator reuses without new pages
 _INNER_ELEMENTS = 2 << 20
 
 
@@ -63,7 +63,8 @@ class PackedLayer(nn.Module):
 
     Args:
         parts: the original modules. They are read, not kept.
-        compute_dtype: dtype of the rows, float32 or bfloat16; :func:`row_dtype` if not given.
+        compute_dtype: dtype of the rows, float32 or bfloat16, on CUDA also float16;
+            :func:`row_dtype` if not given.
         fold_bias: see :class:`filbert.config.PackedEncoderConfig`.
         split_query: keep the query weight apart from key and value, which
             :meth:`forward_first` needs.
@@ -159,7 +160,9 @@ class PackedLayer(nn.Module):
             q = self.query(rows).view(-1, *heads)
             k, v = self.key_value(rows).view(-1, 2, *heads).unbind(1)
         cu, longest = batch.cu_seqlens, batch.max_seqlen
-        context, _ = ops.attn_varlen(q, k, v, cu, cu, longest, longest, self.scale)
+        context, _ = ops.attn_varlen(
+            q, k, v, cu, cu, longest, longest, self.scale, tiles=batch.tiles
+        )
         return self._finish(context, rows)
 
     def forward_first(self, rows: Tensor, batch: PackedBatch) -> Tensor:
@@ -190,7 +193,7 @@ class PackedLayer(nn.Module):
             self.attn_norm_eps,
         )  # fmt: skip
         blocks = rows.shape[0] * self.up.out_features // _INNER_ELEMENTS
-        if blocks < 2:
+        if blocks < 2 or rows.is_cuda:
             return self._feed_forward(rows)
         # Blocks of equal size, each written back over its own rows: what lies between the two
         # GEMMs stays in the cache and is never allocated for all rows at once.
