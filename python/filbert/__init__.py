@@ -7,6 +7,7 @@
 Importing filbert starts no CUDA context and imports no transformers.
 """
 
+from .capture import CapturedEncoder, capture
 from .config import PackedEncoderConfig
 from .convert import ConvertError, convert, report, revert
 from .info import explain, info
@@ -24,6 +25,7 @@ from .pooling import embed
 __version__ = "0.1.0"
 
 __all__ = [
+    "CapturedEncoder",
     "ConvertError",
     "PackedBatch",
     "PackedEncoderConfig",
@@ -31,6 +33,7 @@ __all__ = [
     "attn_tiles",
     "attn_varlen",
     "bias_gelu_",
+    "capture",
     "convert",
     "embed",
     "explain",

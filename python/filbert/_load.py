@@ -91,6 +91,8 @@ def isa() -> str:
 @cache
 def _why_not_this_gpu(index: int) -> str | None:
     """Why no kernel can run on that GPU, or None."""
+    if not torch.cuda.is_available():
+        return "torch sees no NVIDIA GPU here"
     major, minor = torch.cuda.get_device_capability(index)
     if (major, minor) >= (8, 0):
         return None

@@ -195,7 +195,7 @@ def _candidates(model: nn.Module) -> Iterator[_Candidate]:
             reasons = read_encoder(module)[1]
             if not reasons:
                 inside.update(module.modules())
-            found.append(_Candidate(name, module, _owner(model, name), reasons))
+            found.append(_Candidate(name, module, owner_of(model, name), reasons))
     for candidate in found:
         if not candidate.reasons:
             yield candidate
@@ -210,7 +210,7 @@ def _candidates(model: nn.Module) -> Iterator[_Candidate]:
             yield candidate
 
 
-def _owner(model: nn.Module, name: str) -> nn.Module | None:
+def owner_of(model: nn.Module, name: str) -> nn.Module | None:
     """The nearest module above ``name`` that has a config, else its direct parent."""
     if not name:
         return None

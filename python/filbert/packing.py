@@ -290,7 +290,8 @@ def _take_rows(rows: Tensor, index: Tensor) -> Tensor:
         taken = rows.index_select(0, index.clamp(min=0))
         return taken.masked_fill((index < 0).view(-1, *[1] * (rows.ndim - 1)), 0)
     shape = (index.shape[0], *rows.shape[1:])
-    return ops.gather_rows(rows.reshape(rows.shape[0], -1), index).view(shape)
+    flat = rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)
+    return ops.gather_rows(flat, index).view(shape)
 
 
 def _keep_of_2d(mask: Tensor) -> Tensor:

@@ -76,9 +76,15 @@ def embed(
             rows = encoder.forward_packed(rows, batch)
             pooled = rows if pooling == "none" else batch.pool(rows, pooling)
         if normalize:
-            pooled = F.normalize(pooled, dim=-1)
+            pooled = unit_length(pooled)
         pooled = pooled.to(hidden_states.dtype)
     return (pooled, batch) if pooling == "none" else pooled
+
+
+def unit_length(pooled: Tensor) -> Tensor:
+    """``[B, N]`` scaled to length 1, in float32, whose smallest numbers hold the bound that keeps a
+    zero vector zero."""
+    return F.normalize(pooled.float(), dim=-1)
 
 
 def _embeddings(model: nn.Module, **inputs: Any) -> tuple[SwappedEncoder, Tensor]:

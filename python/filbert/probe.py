@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Example", "difference", "make_example"]
+__all__ = ["Example", "allowed_difference", "difference", "make_example"]
 
 #: largest difference of two right computations, as a share of the largest value. Twelve layers of
 #: float32 stay below 1e-5, of float16 below 3e-3 and of bfloat16 below 2e-2; another attention
@@ -74,10 +74,15 @@ def difference(example: Example, replacement: nn.Module) -> tuple[float, float]:
     if got.shape != want.shape or got.dtype != want.dtype:
         return float("inf"), 0.0
     kept = _KEEP.to(want.device).bool()
+    allowed = allowed_difference(want[kept])
     want, got = want[kept].double(), got[kept].double()
-    allowed = _NEAR[example.hidden.dtype] * float(want.abs().max())
     worst = float((got - want).abs().max())
     return (worst if worst == worst else float("inf")), allowed
+
+
+def allowed_difference(want: Tensor) -> float:
+    """The largest absolute difference from ``want`` that rounding can explain."""
+    return _NEAR[want.dtype] * float(want.abs().max())
 
 
 def _captured(

@@ -1,0 +1,123 @@
+"""Converted models on the CUDA kernels: on a GPU where there is one, and always on the host.
+
+On the host the GEMMs are PyTorch's for the CPU and every kernel of filbert's is the CUDA source.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import BACKENDS
+from filbert import convert, embed, report
+from filbert.config import PackedEncoderConfig
+from models import FAMILIES, MASKS, build, exactly, swapped, tokens
+from tolerances import assert_close_to_native, assert_exact
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.parametrize(
+        "backend", [b for b in BACKENDS if b in ("hostcuda-0", "cuda")], indirect=True
+    ),
+]
+
+
+@pytest.fixture
+def device(backend, monkeypatch) -> torch.device:
+    """Where models go. The host passes for a GPU: it converts what a GPU would."""
+    if backend == "cuda":
+        return torch.device("cuda")
+    monkeypatch.setattr("filbert.integrations.transformers._device_reasons", lambda *_: [])
+    return torch.device("cpu")
+
+
+def kept_rows(model, mask, device):
+    with torch.inference_mode():
+        output = model(tokens(mask).to(device), attention_mask=mask.to(device))
+    return output.last_hidden_state[mask.bool().to(device)]
+
+
+def made(family, dtype, device, **settings):
+    with torch.device("cpu"):
+        return build(family, dtype=dtype, **settings).to(device)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states(device, family, dtype, mask):
+    model = made(family, dtype, device, attention="eager")
+    mask = MASKS[mask]
+    native, exact = kept_rows(model, mask, device), kept_rows(exactly(model), mask, device)
+    ours = kept_rows(convert(model), mask, device)
+    assert ours.dtype == dtype
+    assert_close_to_native(ours, native, exact)
+    if dtype == torch.float16 or device.type == "cuda":
+        assert swapped(model).compute_dtype == dtype  # never widened, unlike on a CPU
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fold_bias", [True, False], ids=["folded", "not folded"])
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
+def test_settings(device, dtype, act, fold_bias):
+    model = made("bert", dtype, device, hidden_act=act)
+    mask = MASKS["scattered"]
+    native, exact = kept_rows(model, mask, device), kept_rows(exactly(model), mask, device)
+    convert(model, PackedEncoderConfig(fold_bias=fold_bias))
+    assert_close_to_native(kept_rows(model, mask, device), native, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_layer_of_bert_base(device, dtype):
+    """The real geometry, with texts on both sides of what one block holds."""
+    settings = {
+        "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072,
+        "num_hidden_layers": 1, "max_position_embeddings": 200,
+    }  # fmt: skip
+    model = made("bert", dtype, device, std=0.04, **settings)
+    mask = (torch.arange(150) < torch.tensor([20, 150, 0, 64])[:, None]).long()
+    native, exact = kept_rows(model, mask, device), kept_rows(exactly(model), mask, device)
+    assert_close_to_native(kept_rows(convert(model), mask, device), native, exact)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_embed(device, mask, pooling):
+    model = made("bert", torch.float16, device)
+    mask = MASKS[mask]
+    ids = tokens(mask)
+    hidden = exactly(model)(ids.to(device), attention_mask=mask.to(device)).last_hidden_state
+    ours = embed(convert(model), ids.to(device), mask.to(device), pooling)
+    for row, length in enumerate(mask.sum(1).tolist()):
+        kept = hidden[row][mask[row].bool().to(device)]
+        if length == 0:
+            assert (ours[row] == 0).all()
+            continue
+        want = kept.mean(0) if pooling == "mean" else kept[0]
+        torch.testing.assert_close(ours[row].double(), want, rtol=0.02, atol=0.02)
+
+
+def test_another_text_cannot_reach_an_answer(device):
+    model = convert(made("bert", torch.float16, device))
+    mask = torch.tensor([[1] * 5 + [0] * 4, [1] * 9])
+    first = tokens(mask)
+    second = first.clone()
+    second[1] = second[1].flip(0)
+    with torch.inference_mode():
+        a, b = (
+            model(ids.to(device), attention_mask=mask.to(device)).last_hidden_state
+            for ids in (first, second)
+        )
+    assert_exact(a[0], b[0])
+    assert_exact(a[0, 5:], torch.zeros_like(a[0, 5:]))
+    assert not torch.equal(a[1], b[1])
+
+
+def test_report_names_the_kernels(device):
+    model = convert(made("bert", torch.float16, device))
+    kernels = {row.name.rpartition(".")[2]: row.kernel for row in report(model)}
+    if device.type == "cuda":
+        assert any(kernel.startswith("attn_varlen cuda sm_") for kernel in kernels.values())
+    assert any("F.linear" in kernel for kernel in kernels.values())
