@@ -118,6 +118,32 @@ def test_plan_starts_with_the_largest_and_shares_a_single_text():
     assert len(plan([512], heads=2, threads=16)["tasks"]) >= 16
 
 
+@pytest.mark.parametrize("dim", [8, 32, 40, 64, 96, 128])
+@pytest.mark.parametrize("lengths", [[1], [400], [5, 0, 300, 7], [20] * 64, [129] * 9, [], [0]])
+def test_cuda_plan_has_a_block_for_every_item(lengths, dim):
+    """The grid is fixed by shapes alone, and large enough for any lengths that fit them."""
+    rows, heads = sum(lengths), 12
+    plan = _load.C.plan_attn_varlen_cuda(rows, len(lengths), heads, dim, False)
+    items = 0
+    for n in lengths:
+        shared = 4 if n <= 16 else 2 if n <= 32 else 1  # heads to a block
+        items += -(-n // 128) * -(-heads // shared)
+    assert plan["blocks"] >= items
+    assert plan["blocks"] == (rows // 128 + len(lengths) + 1) * heads * (rows > 0)
+    assert plan["threads"] == 128
+    assert plan["tile_dim"] == next(width for width in (32, 64, 128) if dim <= width)
+    # Q, K and V of 128 rows; 99 KiB is what a block may have on the smallest GPUs of 8.6 and 8.9
+    assert plan["shared_bytes"] == 3 * 128 * plan["tile_dim"] * 2 <= 99 * 1024
+
+
+def test_cuda_plan_of_float32():
+    plan = _load.C.plan_attn_varlen_cuda(100, 3, 2, 128, True)
+    assert plan["shared_bytes"] <= 99 * 1024
+    assert plan["blocks"] == 8
+    with pytest.raises(ValueError, match="1 to 128 columns"):
+        _load.C.plan_attn_varlen_cuda(100, 3, 2, 136, False)
+
+
 def test_explain():
     q, k, v = normal(100, 3, 12, 64).unbind(1)
     cu = offsets([30, 70])

@@ -13,7 +13,10 @@
 namespace filbert {
 namespace cuda {
 
-constexpr int kNormWarps = 4;      // rows of a block of norm_residual_kernel
+constexpr int kNormWarps = 4;  // rows of a block of norm_residual_kernel
+// Blocks on a multiprocessor at once: 72 registers a thread. Left to itself ptxas aims for more,
+// and spills.
+constexpr int kNormBlocks = 7;
 constexpr int kNormThreads = 256;  // of a row's block in norm_residual_wide_kernel
 
 struct Moments {
@@ -35,7 +38,7 @@ __device__ __forceinline__ Moments moments(float mean, float squares, float devi
 // Width: at most kPieces * 256. kAligned: every row of every operand lies in whole pieces of 16
 // bytes.
 template <typename T, int kPieces, bool kAligned>
-__global__ void __launch_bounds__(32 * kNormWarps)
+__global__ void __launch_bounds__(32 * kNormWarps, kNormBlocks)
     norm_residual_kernel(const __grid_constant__ NormResidualArgs args) {
   const int lane = threadIdx.x % 32, width = static_cast<int>(args.width);
   const T* bias = static_cast<const T*>(args.bias);

@@ -54,8 +54,11 @@ __device__ __forceinline__ uint4 load_shared_16(uint32_t from) {
 __device__ __forceinline__ uint4 load_16(const void* from) {
   return *static_cast<const uint4*>(from);
 }
+// Spelled out, because the compiler takes an assignment apart into four stores.
 __device__ __forceinline__ void store_16(void* to, uint4 value) {
-  *static_cast<uint4*>(to) = value;
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w)
+               : "memory");
 }
 
 // Copies 16 bytes to shared memory in the background, or writes 16 zeros if not `valid`; `from` has

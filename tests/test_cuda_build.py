@@ -1,0 +1,135 @@
+"""What nvcc made of the CUDA kernels, read back from what it said and from the machine code.
+
+No GPU is needed for this. Where there is no nvcc nothing was built, and these tests say so.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+BUILD = Path(__file__).parents[1] / "build" / "dev"
+needs_nvcc = pytest.mark.skipif(
+    shutil.which("nvcc") is None, reason="no nvcc here, so libfilbert_cuda was not built"
+)
+
+#: kernel -> registers a thread may have: 168 let three blocks of 128 threads share a
+#: multiprocessor, 255 two; the row kernels live from many warps at once
+REGISTERS = {
+    r"attn_varlen_kernel<(fp16|bf16), (32|64), false>": 168,
+    r"attn_varlen_kernel": 255,
+    r"attn_varlen_f32_kernel": 128,
+    r"attn_tiles_kernel": 64,
+    r"norm_residual_(wide_)?kernel": 96,
+    r"bias_gelu_(any_)?kernel": 64,
+    r"gather_rows_kernel": 64,
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel for one architecture, as ptxas reports it."""
+
+    mangled: str
+    architecture: str
+    registers: int
+    stack: int
+    spilled: int
+
+    @property
+    def name(self) -> str:
+        """``attn_varlen_kernel<fp16, 64, false>``, from the mangled name."""
+        for name in re.findall(r"\d((?:attn|norm|bias|gather)\w*?_kernel)", self.mangled):
+            rest = self.mangled.partition(name)[2]
+            values = re.findall(r"4(fp16|bf16)E|Li(\d+)E|Lb([01])E", rest)
+            words = [t or n or ("true" if b == "1" else "false") for t, n, b in values]
+            return f"{name}<{', '.join(words)}>" if words else name
+        return self.mangled
+
+    @property
+    def allowed(self) -> int:
+        return next(n for pattern, n in REGISTERS.items() if re.match(pattern, self.name))
+
+
+def reports() -> list[Kernel]:
+    found = []
+    entry = re.compile(
+        r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?(\d+) bytes stack frame, "
+        r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        re.DOTALL,
+    )
+    for path in BUILD.rglob("*.ptxas"):
+        for mangled, arch, stack, stores, loads, registers in entry.findall(path.read_text()):
+            spilled = int(stores) + int(loads)
+            found.append(Kernel(mangled, arch, int(registers), int(stack), spilled))
+    return found
+
+
+@needs_nvcc
+def test_every_kernel_was_compiled_for_every_architecture():
+    by_name = defaultdict(set)
+    for kernel in reports():
+        by_name[kernel.name].add(kernel.architecture)
+    assert len(set(map(frozenset, by_name.values()))) == 1, dict(by_name)
+    for dtype in ("fp16", "bf16"):
+        for dim in (32, 64, 128):
+            for biased in ("false", "true"):
+                assert f"attn_varlen_kernel<{dtype}, {dim}, {biased}>" in by_name
+    for name in ("attn_varlen_f32_kernel", "attn_tiles_kernel"):
+        assert name in by_name
+
+
+@needs_nvcc
+def test_nothing_spills_and_registers_stay_in_bounds():
+    kernels = reports()
+    assert kernels, f"nvcc is here, and no reports of it in {BUILD.name}; build with make"
+    wrong = [k for k in kernels if k.spilled or k.stack or k.registers > k.allowed]
+    assert not wrong, wrong
+
+
+def cuobjdump() -> str | None:
+    """The disassembler of the toolkit, or the one that PyPI has."""
+    packaged = Path(sysconfig.get_paths()["purelib"]) / "nvidia" / "cu13" / "bin"
+    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=str(packaged))
+
+
+#: kernel (a pattern of its mangled name) -> instructions it is made for
+INSTRUCTIONS = {
+    r"attn_varlen_kernelINS0_4fp16": [r"HMMA\.16816\.F32 ", r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.4",
+                                      r"LDGSTS\S*\.128", r"STG\.E\.128"],
+    r"attn_varlen_kernelINS0_4bf16": [r"HMMA\.16816\.F32\.BF16", r"LDSM\.16\.M88\.4",
+                                      r"LDSM\.16\.MT88\.4", r"LDGSTS\S*\.128", r"STG\.E\.128"],
+    r"norm_residual_kernel\w*Lb1E": [r"LDG\.E\.128", r"STG\.E\.128"],
+    r"bias_gelu_kernel": [r"LDG\.E\.128", r"STG\.E\.128"],
+    r"gather_rows_kernelI5uint4": [r"LDG\.E\.128", r"STG\.E\.128"],
+}  # fmt: skip
+
+
+@needs_nvcc
+@pytest.mark.skipif(cuobjdump() is None, reason="no cuobjdump to disassemble with")
+def test_the_machine_code_has_what_was_meant(tmp_path):
+    """Tensor cores, 16-byte accesses and no local memory, in the machine code of every kernel."""
+    tool = cuobjdump()
+    assert tool is not None
+    path = str(Path(tool).parent)
+    dump = subprocess.run(
+        [tool, "--dump-sass", str(BUILD / "libfilbert_cuda.so")],
+        capture_output=True, text=True, check=True, timeout=300, env={"PATH": path},
+    )  # fmt: skip
+    functions = re.split(r"Function : (\w+)", dump.stdout)[1:]
+    code = list(zip(functions[::2], functions[1::2], strict=True))
+    assert len(code) == len(reports())
+    for name, sass in code:
+        assert not re.search(r"\b(LDL|STL)\b", sass), f"{name} uses local memory"
+    for kernel, instructions in INSTRUCTIONS.items():
+        bodies = [sass for name, sass in code if re.search(kernel, name)]
+        assert bodies, kernel
+        for instruction in instructions:
+            assert all(re.search(instruction, sass) for sass in bodies), (kernel, instruction)
