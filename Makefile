@@ -38,7 +38,7 @@ lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/hostcuda -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 build: $(VENV)/.built
 
@@ -48,8 +48,11 @@ $(VENV)/.torch:
 	$(BIN)/pip install --quiet "$(TORCH)" numpy "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.26" "ninja>=1.11"
 	touch $@
 
+# With nvcc the tests also look at the machine code, with the disassembler from PyPI.
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(DEV_INSTALL) ".[test]"
+	if command -v nvcc >/dev/null && ! command -v cuobjdump >/dev/null; then \
+	  $(BIN)/pip install --quiet nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm || true; fi
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.built

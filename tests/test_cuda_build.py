@@ -100,16 +100,16 @@ def cuobjdump() -> str | None:
     return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=str(packaged))
 
 
+#: tiles through shared memory by 16 bytes, in and out
+TILES = [r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.4", r"LDGSTS\S*\.128", r"STG\.E\.128"]
 #: kernel (a pattern of its mangled name) -> instructions it is made for
 INSTRUCTIONS = {
-    r"attn_varlen_kernelINS0_4fp16": [r"HMMA\.16816\.F32 ", r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.4",
-                                      r"LDGSTS\S*\.128", r"STG\.E\.128"],
-    r"attn_varlen_kernelINS0_4bf16": [r"HMMA\.16816\.F32\.BF16", r"LDSM\.16\.M88\.4",
-                                      r"LDSM\.16\.MT88\.4", r"LDGSTS\S*\.128", r"STG\.E\.128"],
+    r"attn_varlen_kernelINS0_4fp16": [r"HMMA\.16816\.F32 ", *TILES],
+    r"attn_varlen_kernelINS0_4bf16": [r"HMMA\.16816\.F32\.BF16", *TILES],
     r"norm_residual_kernel\w*Lb1E": [r"LDG\.E\.128", r"STG\.E\.128"],
     r"bias_gelu_kernel": [r"LDG\.E\.128", r"STG\.E\.128"],
     r"gather_rows_kernelI5uint4": [r"LDG\.E\.128", r"STG\.E\.128"],
-}  # fmt: skip
+}
 
 
 @needs_nvcc
