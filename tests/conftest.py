@@ -16,7 +16,7 @@ from filbert import _load, ops
 
 ISAS = list(_load.C.isas()) if _load.C is not None else []
 #: 0 is warps and lanes in their order
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2)
 
 
 def _load_hostcuda() -> str | None:

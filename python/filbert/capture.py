@@ -331,11 +331,11 @@ def prove(runner: CapturedEncoder) -> None:
     lengths = [n for n in (5, 2, 1) if n <= runner.buckets[-1]][: runner.max_sequences]
     while sum(lengths) > runner.buckets[-1]:
         lengths.pop()
-    table = runner.model.get_input_embeddings()  # type: ignore[operator]
+    tables = [m for m in runner._embed_rows.embeddings.modules() if isinstance(m, nn.Embedding)]
+    vocabulary = max(table.num_embeddings for table in tables)
     generator = torch.Generator().manual_seed(0)
-    low = table.num_embeddings // 2
     shape = (len(lengths), max(lengths))
-    ids = torch.randint(low, table.num_embeddings, shape, generator=generator)
+    ids = torch.randint(vocabulary // 2, vocabulary, shape, generator=generator)
     mask = (torch.arange(shape[1]) < torch.tensor(lengths)[:, None]).long()
     ours = runner(ids, mask)
     rows, batch = embed(runner.model, ids.to(runner.device), mask.to(runner.device), "none")
