@@ -13,7 +13,7 @@ FILBERT_LIBRARY(m) {
       "SymInt max_seqlen_q, SymInt max_seqlen_k, float scale, Tensor? alibi_slopes=None, "
       "SymInt window_left=-1, SymInt window_right=-1, Tensor? key_bias=None, Tensor? tiles=None) "
       "-> (Tensor out, Tensor lse)");
-  // the work list of attn_varlen on a GPU, from cu_seqlens [B+1] -> [4 + 2 C]; see
+  // the work list of attn_varlen on a GPU, from cu_seqlens [B+1] -> [4 + 8 C]; see
   // args/attn_tiles.h
   m.def(
       "attn_tiles(Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt rows_q, SymInt rows_k) -> "

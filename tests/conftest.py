@@ -67,6 +67,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     elif kind == "hostcuda":
         kernels = torch.ops.filbert_hostcuda
         monkeypatch.setattr(ops, "_kernels", lambda: kernels)
+        monkeypatch.setattr(ops, "_has_tiles", lambda cu_seqlens: True)
         kernels.set_seed(int(choice))
         yield kind
     else:

@@ -10,6 +10,7 @@ import torch
 from cases import LENGTHS, normal, offsets
 from conftest import BACKENDS
 from filbert import attn_tiles, attn_varlen
+from filbert.ops import tile_capacity
 from tolerances import assert_exact
 
 #: the backends that have a work list
@@ -27,13 +28,26 @@ def heads_per_block(rows: int, keys: int) -> int:
 
 
 def expected_tiles(lengths_q, lengths_k, rows_q):
-    """``(sequence, first row, rows, keys)`` of every tile."""
-    tiles = []
+    """The six values of every tile."""
+    tiles, q_begin, k_begin = [], 0, 0
     segments = [*zip(lengths_q, lengths_k, strict=True), (rows_q - sum(lengths_q), 0)]
     for sequence, (rows, keys) in enumerate(segments):
         for first in range(0, rows, TILE_ROWS):
-            tiles.append((sequence, first, min(TILE_ROWS, rows - first), keys))
+            k_row = k_begin if sequence < len(lengths_q) else 0
+            size, place = min(TILE_ROWS, rows - first), first + keys - rows
+            tiles.append((q_begin + first, size, k_row, keys, place, sequence))
+        q_begin, k_begin = q_begin + rows, k_begin + keys
     return tiles
+
+
+def listed(tiles):
+    """The six values of every tile on the list, and how many heads its block takes."""
+    values = tiles.tolist()
+    ones, twos, fours, zero = values[:4]
+    assert zero == 0
+    count = ones + twos + fours
+    heads = [1] * ones + [2] * twos + [4] * fours
+    return [tuple(values[4 + 8 * i : 10 + 8 * i]) for i in range(count)], heads
 
 
 @pytest.mark.parametrize("past", [0, 5, 200])
@@ -42,26 +56,22 @@ def expected_tiles(lengths_q, lengths_k, rows_q):
 def test_lists_every_row_once(backend, lengths, cross, past):
     lengths_k = [n * 3 % 70 for n in lengths] if cross else lengths
     rows_q, rows_k = sum(lengths) + past, sum(lengths_k)
-    tiles = attn_tiles(offsets(lengths), offsets(lengths_k), rows_q, rows_k).tolist()
-    assert len(tiles) == 4 + 2 * (rows_q // TILE_ROWS + len(lengths) + 1)
-    ones, twos, fours, _ = tiles[:4]
-    listed = [tuple(tiles[i : i + 2]) for i in range(4, 4 + 2 * (ones + twos + fours), 2)]
-    about = {tile[:2]: tile[2:] for tile in expected_tiles(lengths, lengths_k, rows_q)}
-    assert sorted(listed) == sorted(about)
-    for place, tile in enumerate(listed):
-        heads = 1 if place < ones else 2 if place < ones + twos else 4
-        assert heads == heads_per_block(*about[tile])
+    tiles = attn_tiles(offsets(lengths), offsets(lengths_k), rows_q, rows_k)
+    assert tiles.shape == (4 + 8 * tile_capacity(rows_q, len(lengths)),)
+    found, heads = listed(tiles)
+    assert sorted(found) == sorted(expected_tiles(lengths, lengths_k, rows_q))
+    assert heads == [heads_per_block(tile[1], tile[3]) for tile in found]
 
 
 def test_largest_first(backend):
     lengths = [20, 300, 90, 128, 500, 40, 1, 260]
     cu = offsets(lengths)
-    tiles = attn_tiles(cu, cu, sum(lengths), sum(lengths)).tolist()
-    first = [tuple(tiles[i : i + 2]) for i in range(4, 4 + 2 * tiles[0], 2)]
-    costs = []
-    for sequence, row in first:
-        strips = -(-min(TILE_ROWS, lengths[sequence] - row) // 16)
-        costs.append(strips * -(-lengths[sequence] // 16))
+    found, heads = listed(attn_tiles(cu, cu, sum(lengths), sum(lengths)))
+    costs = [
+        -(-tile[1] // 16) * -(-tile[3] // 16)
+        for tile, shared in zip(found, heads, strict=True)
+        if shared == 1
+    ]
     assert all(later < 1.5 * earlier for earlier, later in pairwise(costs))
     assert costs[0] == max(costs)
 
@@ -84,13 +94,25 @@ def test_wrong_offsets_and_lists_stay_inside_memory(backend, dtype):
     """Nobody reads offsets on the host, so what is wrong in them must not reach other memory."""
     q, k, v = normal(40, 3, 2, 32, dtype=dtype).unbind(1)
     good = offsets([30, 10])
-    bad = [[0, 50, 40], [-5, 10, 20], [30, 10, 40], [0, 2**31 - 1, 3], [40, 40, 0]]
+    bad = [
+        [0, 50, 40], [-5, 10, 20], [30, 10, 40], [0, 2**31 - 1, 3], [40, 40, 0],
+        [0, 30, -(2**31)], [5, 30, 40], [-(2**31), 2**31 - 1, -(2**31)],
+    ]  # fmt: skip
     for values in bad:
         cu = torch.tensor(values, dtype=torch.int32)
         for offsets_q, offsets_k in ((cu, good), (good, cu), (cu, cu)):
-            attn_varlen(q, k, v, offsets_q, offsets_k, 0, 0, 0.2)
-    for wrong in (torch.full((10,), 2**30), torch.full((10,), -7), torch.arange(10)):
-        attn_varlen(q, k, v, good, good, 0, 0, 0.2, tiles=wrong.int())
+            out, lse = attn_varlen(q, k, v, offsets_q, offsets_k, 0, 0, 0.2)
+            assert out.isfinite().all()  # every row was written
+            assert not lse.isnan().any()
+    size = 4 + 8 * tile_capacity(40, 2)
+    generator = torch.Generator().manual_seed(0)
+    for low, high in ((2**30, 2**30 + 1), (-7, -6), (0, 40), (-40, 80), (-(2**31), 2**31)):
+        wrong = torch.randint(low, high, (size,), generator=generator, device="cpu")
+        for header in ([1, 0, 0, 0], [0, 1, 1, 0], [2**30, -1, 7, 0]):
+            wrong[:4] = torch.tensor(header, device="cpu")
+            tiles = wrong.int().to(good.device)
+            attn_varlen(q, k, v, good, good, 0, 0, 0.2, window=(3, 4), tiles=tiles)
+            attn_varlen(q, k, v, good, good, 0, 0, 0.2, tiles=tiles)
 
 
 def test_refuses_a_list_of_another_size(backend):
@@ -122,6 +144,7 @@ class _HostGraph:
 class _CudaGraph:
     def __init__(self, step) -> None:
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             step()
         stream.synchronize()

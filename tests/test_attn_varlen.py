@@ -119,6 +119,38 @@ def test_layouts_give_the_same_bits(backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_row_or_head_with_odd_strides(backend, dtype):
+    """Where a size is 1 its stride says nothing, and a view that counts as contiguous may begin at
+    any address."""
+    wide = normal(5, 1, 100, dtype=dtype)
+    for view in (wide[:1, :, 4:68], wide[:, :, 4:68], normal(1, 3, 100, dtype=dtype)[:, :1, 2:66]):
+        cu = offsets([view.shape[0]])
+        check(view, view, view, cu, cu)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("length", [8, 9, 16])
+def test_an_infinite_query_sees_only_its_own(backend, dtype, length):
+    """Scores of -inf throughout give what they give with any number of keys."""
+    q, k, v = (t.clone() for t in qkv_views(length, 1, 16, dtype))
+    q[:], k[:] = 0, 1
+    q[:, 0, 0] = -torch.inf
+    out, lse = attn_varlen(q, k, v, offsets([length]), offsets([length]), 0, 0, 1.0)
+    assert_exact(lse, torch.full_like(lse, -torch.inf))
+    assert_exact(out, torch.zeros_like(out))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("window", [(3, 3), (0, 40), (70, 0)], ids=str)
+def test_windows_much_narrower_than_the_text(backend, dtype, window):
+    lengths = [300, 140, 20]
+    q, k, v = qkv_views(sum(lengths), 1, 32, dtype)
+    slopes = torch.tensor([0.25])
+    check(q, k, v, offsets(lengths), offsets(lengths), window=window)
+    check(q, k, v, offsets(lengths), offsets(lengths), window=window, alibi_slopes=slopes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("index", range(5))
 def test_neighbours_cannot_leak(backend, dtype, index, poison):

@@ -27,7 +27,9 @@ REGISTERS = {
     r"attn_varlen_kernel": 255,
     r"attn_varlen_f32_kernel": 128,
     r"attn_tiles_kernel": 64,
-    r"norm_residual_(wide_)?kernel": 96,
+    r"norm_residual_kernel<(fp16|bf16), [123]>": 128,
+    r"norm_residual_kernel": 255,
+    r"norm_residual_(wide|unaligned)_kernel": 96,
     r"bias_gelu_(any_)?kernel": 64,
     r"gather_rows_kernel": 64,
 }
@@ -106,7 +108,7 @@ TILES = [r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.4", r"LDGSTS\S*\.128", r"STG\.E\
 INSTRUCTIONS = {
     r"attn_varlen_kernelINS0_4fp16": [r"HMMA\.16816\.F32 ", *TILES],
     r"attn_varlen_kernelINS0_4bf16": [r"HMMA\.16816\.F32\.BF16", *TILES],
-    r"norm_residual_kernel\w*Lb1E": [r"LDG\.E\.128", r"STG\.E\.128"],
+    r"norm_residual_kernel": [r"LDG\.E\.128", r"STG\.E\.128"],
     r"bias_gelu_kernel": [r"LDG\.E\.128", r"STG\.E\.128"],
     r"gather_rows_kernelI5uint4": [r"LDG\.E\.128", r"STG\.E\.128"],
 }

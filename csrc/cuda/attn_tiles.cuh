@@ -8,6 +8,26 @@
 namespace filbert {
 namespace cuda {
 
+// Rows of one sequence. Nobody has read the offsets on the host, so they are made to rise from 0
+// and end within the tensor here: wrong ones give wrong results and touch nothing else.
+struct Span {
+  int begin;
+  int length;
+};
+
+__device__ __forceinline__ Span span_of(const int32_t* cu, int sequence, int64_t rows) {
+  const int most = static_cast<int>(rows);
+  const int begin = sequence == 0 ? 0 : clamped(cu[sequence], most);
+  return {begin, larger(begin, clamped(cu[sequence + 1], most)) - begin};
+}
+
+// The query rows that no sequence owns, as one more sequence.
+__device__ __forceinline__ Span rows_past_end(const int32_t* cu, int sequences, int64_t rows) {
+  const int most = static_cast<int>(rows);
+  const int begin = sequences == 0 ? 0 : clamped(cu[sequences], most);
+  return {begin, most - begin};
+}
+
 // The bin of a tile. Tiles of one head to a block come first, by falling cost, two bins to an
 // octave; then those of two heads, then of four, which cost about the same among themselves.
 __device__ __forceinline__ int tile_bin(int rows, int keys) {
@@ -19,15 +39,17 @@ __device__ __forceinline__ int tile_bin(int rows, int keys) {
   return kTileBins - 3 - (2 * octave + half);
 }
 
-// Calls body(sequence, first row, bin) for every tile of one sequence.
+// Calls body(bin, first row, rows, query span, key span) for every tile of one sequence.
 template <typename Body>
 __device__ __forceinline__ void for_tiles(const AttnTilesArgs& args, int sequence, Body body) {
-  const bool owned = sequence < args.sequences;
+  const int sequences = static_cast<int>(args.sequences);
+  const bool owned = sequence < sequences;
   const Span q = owned ? span_of(args.cu_q, sequence, args.rows_q)
-                       : rows_past_end(args.cu_q, args.sequences, args.rows_q);
-  const int keys = owned ? span_of(args.cu_k, sequence, args.rows_k).length : 0;
+                       : rows_past_end(args.cu_q, sequences, args.rows_q);
+  const Span k = owned ? span_of(args.cu_k, sequence, args.rows_k) : Span{0, 0};
   for (int first = 0; first < q.length; first += static_cast<int>(kTileRows)) {
-    body(first, tile_bin(smaller(q.length - first, static_cast<int>(kTileRows)), keys));
+    const int rows = smaller(q.length - first, static_cast<int>(kTileRows));
+    body(tile_bin(rows, k.length), first, rows, q, k);
   }
 }
 
@@ -40,7 +62,7 @@ static __global__ void attn_tiles_kernel(const __grid_constant__ AttnTilesArgs a
   for (int bin = thread; bin < kTileBins; bin += threads) count[bin] = 0;
   __syncthreads();
   for (int s = thread; s <= sequences; s += threads) {
-    for_tiles(args, s, [&](int, int bin) { atomicAdd(&count[bin], 1); });
+    for_tiles(args, s, [&](int bin, int, int, Span, Span) { atomicAdd(&count[bin], 1); });
   }
   __syncthreads();
   for (int bin = thread; bin < kTileBins; bin += threads) {
@@ -57,12 +79,17 @@ static __global__ void attn_tiles_kernel(const __grid_constant__ AttnTilesArgs a
   }
   __syncthreads();  // the counts are read before places are taken
   for (int s = thread; s <= sequences; s += threads) {
-    for_tiles(args, s, [&](int first, int bin) {
+    for_tiles(args, s, [&](int bin, int first, int rows, Span q, Span k) {
       const int place = atomicAdd(&next[bin], 1);
-      if (place < args.capacity) {  // offsets that overlap list more rows than there are
-        args.tiles[kTileHeader + 2 * place] = s;
-        args.tiles[kTileHeader + 2 * place + 1] = first;
-      }
+      if (place >= args.capacity) return;  // offsets that fall list some rows twice
+      int32_t* tile = args.tiles + kTileHeader + kTileFields * place;
+      tile[kTileQRow] = q.begin + first;
+      tile[kTileQRows] = rows;
+      tile[kTileKRow] = k.begin;
+      tile[kTileKeys] = k.length;
+      // Both ends are aligned: the last query looks straight at the last key.
+      tile[kTilePlace] = first + k.length - q.length;
+      tile[kTileSequence] = s;
     });
   }
 }

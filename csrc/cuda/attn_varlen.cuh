@@ -21,7 +21,7 @@ namespace cuda {
 constexpr int kWarps = 4;
 
 // Blocks that share a multiprocessor: what shared memory allows at 128 columns, and else as many as
-// leave each thread the registers it needs.
+// leave each thread the registers it needs. (As of compute capability 9.0; others have less.)
 template <int kDim, bool kBiased>
 constexpr int kAttnBlocks = kDim <= 64 && !kBiased ? 3 : 2;
 constexpr int kStrip = 16;     // query rows of one warp at a time
@@ -69,12 +69,22 @@ template <typename T, int kDim>
 __device__ __forceinline__ void fetch_rows(SharedRows<kDim> to, const GlobalRows<T>& from,
                                            int rows) {
   constexpr int kPieces = SharedRows<kDim>::kPieces;
-  const int pieces = rounded_up(rows, kStrip) * kPieces;
-  for (int i = threadIdx.x; i < pieces; i += kAttnThreads) {
-    const int row = i / kPieces, piece = i % kPieces;
-    const bool valid = row < rows && piece * 8 < from.dim;
-    const T* source = from.base + (valid ? row * from.row_stride + piece * 8 : 0);
-    cp_async_16(to.at(row, piece), source, valid);
+  // A thread stays in one column of pieces, and steps over so many rows that its permutation stays
+  // the same too: two additions a piece.
+  constexpr int kRows = static_cast<int>(kAttnThreads) / kPieces;
+  static_assert(kRows % 8 == 0, "the permutation repeats every eight rows");
+  const unsigned thread = thread_read_anew();
+  int row = static_cast<int>(thread / kPieces);
+  const int piece = static_cast<int>(thread % kPieces);
+  const bool inside = piece * 8 < from.dim;
+  uint32_t target = to.at(row, piece);
+  const T* source = from.base + row * from.row_stride + piece * 8;
+#pragma unroll 1
+  for (const int end = rounded_up(rows, kStrip); row < end; row += kRows) {
+    const bool valid = inside && row < rows;
+    cp_async_16(target, valid ? source : from.base, valid);
+    target += kRows * SharedRows<kDim>::kBytes;
+    source += kRows * from.row_stride;
   }
 }
 
@@ -163,6 +173,10 @@ __device__ __forceinline__ void finish_scores(float (&scores)[kTiles][4],
   }
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
+    if (n % 2 == 1 && n * 8 >= keys) {  // computed beside the last tile; Inf x 0 may be in it
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scores[n][i] = 0.0f;
+    }
     if (n * 8 < keys && keys < n * 8 + 8) {  // the tile with the last key in it
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -367,6 +381,14 @@ __device__ __forceinline__ void attend_resident(const AttnVarlenArgs& args, cons
   }
 }
 
+// Whether any query of the strip at `row` can see any of `keys` keys from `key`.
+__device__ __forceinline__ bool window_meets(const AttnVarlenArgs& args, const AttnWork& work,
+                                             int row, int key, int keys) {
+  const int64_t first = work.place + row, last = first + kStrip - 1;
+  return (args.window_left < 0 || key + keys > first - args.window_left) &&
+         (args.window_right < 0 || key <= last + args.window_right);
+}
+
 // Any number of keys, one head. A warp keeps the outputs of kHeld strips at a time (more do not fit
 // in registers at 128 columns), so rows beyond kWarps * kHeld strips are another pass over the
 // keys.
@@ -408,7 +430,7 @@ __device__ __forceinline__ void attend_streamed(const AttnVarlenArgs& args, cons
 #pragma unroll
       for (int held = 0; held < kHeld; ++held) {
         const int row = (first + lane.warp + held * kWarps) * kStrip;
-        if (row < work.rows) {
+        if (row < work.rows && (!kBiased || window_meets(args, work, row, key, keys))) {
           float scores[kTiles][4], rescale[2];
           uint32_t weights[kTiles / 2][4];
           multiply_queries_keys<T, kDim>(scores, q, row, k.from(half), keys, lane);

@@ -24,14 +24,16 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// Rows of float32 in shared memory; rows past `rows` become zeros.
+// Rows of float32 to shared memory, a warp a row, 16 bytes a lane; rows past `rows` become zeros.
 __device__ __forceinline__ void copy_rows(float* to, int to_stride, const void* from, int64_t first,
                                           int64_t row_stride, int64_t offset, int rows,
                                           int all_rows, int dim) {
   const float* p = static_cast<const float*>(from) + first * row_stride + offset;
-  for (int i = threadIdx.x; i < all_rows * dim; i += kAttnThreads) {
-    const int row = i / dim, column = i % dim;
-    to[row * to_stride + column] = row < rows ? p[row * row_stride + column] : 0.0f;
+  const int column = static_cast<int>(threadIdx.x % 32) * 4;
+  for (int row = static_cast<int>(threadIdx.x) / 32; row < all_rows; row += kAttnThreads / 32) {
+    if (column >= dim) continue;
+    const uint4 piece = row < rows ? load_16(p + row * row_stride + column) : uint4{};
+    *reinterpret_cast<uint4*>(to + row * to_stride + column) = piece;
   }
 }
 
@@ -61,11 +63,16 @@ __device__ __forceinline__ void attend_f32(const AttnVarlenArgs& args, const Att
               dim);
     __syncthreads();
     float scores[kF32Rows] = {};
-    for (int d = 0; d < dim; ++d) {
-      const float column = k[lane * stride + d];
+    for (int d = 0; d < dim;
+         d += 4) {  // four at a time: the stride keeps lanes off each other's banks
+      const float4 x = *reinterpret_cast<const float4*>(k + lane * stride + d);
 #pragma unroll
       for (int r = 0; r < kF32Rows; ++r) {
-        scores[r] = fmaf(q[(warp_row + r) * dim + d], column, scores[r]);
+        const float4 y = *reinterpret_cast<const float4*>(q + (warp_row + r) * dim + d);
+        scores[r] = fmaf(y.x, x.x, scores[r]);
+        scores[r] = fmaf(y.y, x.y, scores[r]);
+        scores[r] = fmaf(y.z, x.z, scores[r]);
+        scores[r] = fmaf(y.w, x.w, scores[r]);
       }
     }
 #pragma unroll
@@ -116,7 +123,7 @@ __device__ __forceinline__ void attend_f32(const AttnVarlenArgs& args, const Att
   __syncthreads();  // the next rows take over the memory
 }
 
-static __global__ void __launch_bounds__(kAttnThreads)
+static __global__ void __launch_bounds__(kAttnThreads, 3)
     attn_varlen_f32_kernel(const __grid_constant__ AttnVarlenArgs args) {
   const AttnList list(args);
   const int index = blockIdx.x;

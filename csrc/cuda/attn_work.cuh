@@ -12,26 +12,7 @@ namespace cuda {
 
 __device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
 __device__ __forceinline__ int larger(int a, int b) { return a > b ? a : b; }
-
-// Rows of one sequence. Offsets are clamped into the tensor, because nobody has read them on the
-// host: wrong ones may give wrong results, and never touch memory that is not the call's.
-struct Span {
-  int begin;
-  int length;
-};
-
-__device__ __forceinline__ Span span_of(const int32_t* cu, int64_t sequence, int64_t rows) {
-  const int most = static_cast<int>(rows);
-  const int begin = larger(0, smaller(cu[sequence], most));
-  return {begin, larger(0, smaller(cu[sequence + 1], most) - begin)};
-}
-
-// The query rows that no sequence owns, as one more sequence.
-__device__ __forceinline__ Span rows_past_end(const int32_t* cu, int64_t sequences, int64_t rows) {
-  const int most = static_cast<int>(rows);
-  const int begin = larger(0, smaller(cu[sequences], most));
-  return {begin, most - begin};
-}
+__device__ __forceinline__ int clamped(int n, int most) { return larger(0, smaller(n, most)); }
 
 // Heads that one block takes: as many as give each of its four warps 16 query rows, if their keys
 // fit side by side where otherwise those of one head lie.
@@ -43,10 +24,10 @@ __device__ __forceinline__ int heads_per_block(int rows, int keys) {
 
 struct AttnWork {
   int q_row;  // first query row, among all packed rows
-  int rows;   // query rows, at most kTileRows; 0: nothing to do
+  int rows;   // query rows, at most kTileRows
   int k_row;  // first key row that any of them sees, among all packed rows
   int keys;   // and how many follow
-  int place;  // query row q_row stands at this key: keys counted from k_row, may be negative
+  int place;  // the key that query row q_row stands at, counted from k_row; may be negative
   int head;   // first head
   int heads;  // how many, at most slots
   int slots;  // heads that share the block's memory: 1, 2 or 4
@@ -71,6 +52,8 @@ struct AttnList {
     return tiles[0] * groups[0] + tiles[1] * groups[1] + tiles[2] * groups[2];
   }
 
+  // Numbers from the list are clamped into the tensors: it is an operand like any other, and a
+  // wrong one must not reach memory that is not the call's.
   __device__ __forceinline__ AttnWork at(const AttnVarlenArgs& args, int index) const {
     int c = 0, group = groups[0], first_tile = 0;
 #pragma unroll
@@ -83,30 +66,28 @@ struct AttnList {
         c = next;
       }
     }
-    const int32_t* tile = args.tiles + kTileHeader + 2 * (first_tile + index / group);
-    const int sequence = tile[0], first = tile[1];
+    const int32_t* tile = args.tiles + kTileHeader + kTileFields * (first_tile + index / group);
+    const int rows_q = static_cast<int>(args.rows_q), rows_k = static_cast<int>(args.rows_k);
+    const int most = static_cast<int>(kTileRows) >> c;  // rows and keys of one slot
     AttnWork work{};
     work.slots = 1 << c;
     work.head = (index % group) << c;
     work.heads = smaller(work.slots, static_cast<int>(args.heads) - work.head);
-    const bool owned = sequence >= 0 && sequence < args.sequences;
-    const Span q = owned ? span_of(args.cu_q, sequence, args.rows_q)
-                         : rows_past_end(args.cu_q, args.sequences, args.rows_q);
-    const Span k = owned ? span_of(args.cu_k, sequence, args.rows_k) : Span{0, 0};
-    work.q_row = q.begin + first;
-    work.rows = larger(0, smaller(q.length - first, static_cast<int>(kTileRows) >> c));
-    // Both ends are aligned: the last query looks straight at the last key.
-    const int place = first + k.length - q.length;
-    int from = 0, to = k.length;
-    if (args.window_left >= 0 && args.window_left < k.length) {
-      from = larger(from, place - static_cast<int>(args.window_left));
+    work.q_row = clamped(tile[kTileQRow], rows_q);
+    work.rows = clamped(tile[kTileQRows], smaller(most, rows_q - work.q_row));
+    const int k_row = clamped(tile[kTileKRow], rows_k);
+    const int keys = clamped(tile[kTileKeys], rows_k - k_row);
+    const int place = tile[kTilePlace];
+    int from = 0, to = keys;
+    if (args.window_left >= 0 && args.window_left < keys) {
+      from = clamped(place - static_cast<int>(args.window_left), keys);
     }
-    if (args.window_right >= 0 && args.window_right < k.length) {
-      to = smaller(to, place + work.rows + static_cast<int>(args.window_right));
+    if (args.window_right >= 0 && args.window_right < keys) {
+      to = clamped(place + work.rows + static_cast<int>(args.window_right), keys);
     }
-    work.k_row = k.begin + from;
+    work.k_row = k_row + from;
     work.keys = larger(0, to - from);
-    if (c > 0) work.keys = smaller(work.keys, static_cast<int>(kTileRows) >> c);
+    if (c > 0) work.keys = smaller(work.keys, most);
     work.place = place - from;
     return work;
   }

@@ -9,6 +9,7 @@ namespace filbert {
 namespace cuda {
 
 constexpr int kGatherWarps = 8;  // of a block, each with a row of its own
+constexpr int kInFlight = 3;  // loads before the first store; a row of 768 16-bit values is three
 
 template <typename Unit>
 __device__ __forceinline__ Unit load_unit(const Unit* from) {
@@ -38,9 +39,17 @@ __global__ void __launch_bounds__(32 * kGatherWarps)
     const Unit* from = reinterpret_cast<const Unit*>(static_cast<const char*>(args.x) +
                                                      (valid ? source : 0) * args.x_row_stride);
     Unit* to = reinterpret_cast<Unit*>(static_cast<char*>(args.out) + row * args.row_bytes);
-    for (int64_t i = threadIdx.x % 32; i < units; i += 32) {
-      store_unit(to + i, valid ? load_unit(from + i) : Unit{});
+    int64_t i = threadIdx.x % 32;
+    for (; i + 32 * (kInFlight - 1) < units; i += 32 * kInFlight) {
+      Unit held[kInFlight] = {};
+#pragma unroll
+      for (int u = 0; u < kInFlight; ++u) {
+        if (valid) held[u] = load_unit(from + i + 32 * u);
+      }
+#pragma unroll
+      for (int u = 0; u < kInFlight; ++u) store_unit(to + i + 32 * u, held[u]);
     }
+    for (; i < units; i += 32) store_unit(to + i, valid ? load_unit(from + i) : Unit{});
   }
 }
 

@@ -12,6 +12,7 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <stdexcept>
 #include <string>
 
@@ -31,31 +32,35 @@ template <typename Args>
 void launch(const char* name, void (*kernel)(Args), const LaunchPlan& plan, Stream stream,
             const Args& args) {
   if (plan.blocks == 0) return;
+  if (plan.blocks > 0x7fffffff) {
+    throw std::runtime_error(std::string("filbert: CUDA kernel ") + name + ": got " +
+                             std::to_string(plan.blocks) +
+                             " blocks, need fewer than 2^31; try a smaller batch");
+  }
   if (plan.shared_bytes > 48 * 1024) {  // beyond what every kernel may have without asking
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(plan.shared_bytes)),
                name);
   }
   void* parameters[] = {const_cast<Args*>(&args)};
-  check_cuda(cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
-                              dim3(static_cast<unsigned>(plan.blocks)),
-                              dim3(static_cast<unsigned>(plan.threads)), parameters,
-                              static_cast<size_t>(plan.shared_bytes),
-                              static_cast<cudaStream_t>(stream)),
+  check_cuda(cudaLaunchKernel(
+                 reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(plan.blocks)),
+                 dim3(static_cast<unsigned>(plan.threads)), parameters,
+                 static_cast<size_t>(plan.shared_bytes), static_cast<cudaStream_t>(stream)),
              name);
 }
 
 // Multiprocessors of the current device; asked for once per device.
 inline int multiprocessors() {
   constexpr int kDevices = 64;
-  static int known[kDevices] = {};  // a race writes the same number twice
+  static std::atomic<int> known[kDevices];
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  int count = device < kDevices ? known[device] : 0;
+  int count = device < kDevices ? known[device].load(std::memory_order_relaxed) : 0;
   if (count == 0) {
     check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
                "cudaDeviceGetAttribute");
-    if (device < kDevices) known[device] = count;
+    if (device < kDevices) known[device].store(count, std::memory_order_relaxed);
   }
   return count;
 }

@@ -1,8 +1,9 @@
 // LayerNorm(x + bias + residual): memory is read once and written once.
 //
-// Rows of up to 1024 values: a warp holds a row in registers (norm_residual_kernel), loaded 16
-// bytes at a time where everything is aligned, else one by one, to the same bits. Wider rows: a
-// block, which reads its row three times, the second and third time from a cache
+// Rows of up to 1024 values: a warp holds a row in registers. Where everything is aligned it is
+// loaded 16 bytes at a time, and all of it before the first sum, so that a row waits for memory
+// once (norm_residual_kernel); else one by one, to the same bits (norm_residual_unaligned_kernel).
+// Wider rows: a block, which reads its row three times, the second and third time from a cache
 // (norm_residual_wide_kernel). Statistics are float32; the variance is taken about the mean, and
 // the mean is corrected by what its own rounding left.
 #pragma once
@@ -13,11 +14,15 @@
 namespace filbert {
 namespace cuda {
 
-constexpr int kNormWarps = 4;  // rows of a block of norm_residual_kernel
-// Blocks on a multiprocessor at once: 72 registers a thread. Left to itself ptxas aims for more,
-// and spills.
-constexpr int kNormBlocks = 7;
-constexpr int kNormThreads = 256;  // of a row's block in norm_residual_wide_kernel
+constexpr int kNormWarps = 4;      // rows of a block of the first two kernels
+constexpr int kNormThreads = 256;  // of a row's block in the third
+
+// Blocks on a multiprocessor at once, which leaves each thread the registers for a row and all that
+// is added to it.
+template <typename T, int kPieces>
+constexpr int kNormBlocks = sizeof(T) == 4 ? 2
+                            : kPieces < 4  ? 4
+                                           : 3;
 
 struct Moments {
   float mean;
@@ -35,73 +40,143 @@ __device__ __forceinline__ Moments moments(float mean, float squares, float devi
   return {mean + shift, 1.0f / sqrtf(variance + eps)};
 }
 
-// Width: at most kPieces * 256. kAligned: every row of every operand lies in whole pieces of 16
-// bytes.
-template <typename T, int kPieces, bool kAligned>
-__global__ void __launch_bounds__(32 * kNormWarps, kNormBlocks)
+// The sums a row's statistics come from, over the lane's values. Both kernels below add in one
+// order.
+struct LaneSums {
+  float sum = 0.0f, squares = 0.0f, deviations = 0.0f;
+
+  __device__ __forceinline__ void add(float value) { sum += value; }
+  __device__ __forceinline__ void add_about(float mean, float value) {
+    const float d = value - mean;
+    squares = fmaf(d, d, squares);
+    deviations += d;
+  }
+  __device__ __forceinline__ float mean(float width) const { return sum_over_warp(sum) / width; }
+  __device__ __forceinline__ Moments moments_about(float mean, float width, float eps) const {
+    return moments(mean, sum_over_warp(squares), sum_over_warp(deviations), width, eps);
+  }
+};
+
+__device__ __forceinline__ float normalised(float value, const Moments& m, float weight,
+                                            float beta) {
+  return fmaf(multiply_rn(value - m.mean, m.rstd), weight, beta);
+}
+
+// Width: a multiple of 8, at most kPieces * 256.
+template <typename T, int kPieces>
+__global__ void __launch_bounds__(32 * kNormWarps, kNormBlocks<T, kPieces>)
     norm_residual_kernel(const __grid_constant__ NormResidualArgs args) {
+  const int lane = threadIdx.x % 32, width = static_cast<int>(args.width);
+  const int64_t warps = int64_t{gridDim.x} * kNormWarps;
+  int at[kPieces];  // a lane past the end of the row reads its start and writes nothing
+  bool inside[kPieces];
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) {
+    at[p] = (p * 32 + lane) * kEight;
+    inside[p] = at[p] < width;
+    if (!inside[p]) at[p] = 0;
+  }
+  Eight<T> weight[kPieces], beta[kPieces];
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) {
+    weight[p].load(static_cast<const T*>(args.weight) + at[p]);
+    beta[p].load(static_cast<const T*>(args.beta) + at[p]);
+  }
+  for (int64_t row = blockIdx.x * kNormWarps + threadIdx.x / 32; row < args.rows; row += warps) {
+    const T* x = static_cast<const T*>(args.x) + row * args.x_row;
+    Eight<T> loaded[kPieces], bias[kPieces], residual[kPieces];
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) loaded[p].load(x + at[p]);
+    if (args.residual) {
+      const T* from = static_cast<const T*>(args.residual) + row * args.residual_row;
+#pragma unroll
+      for (int p = 0; p < kPieces; ++p) residual[p].load(from + at[p]);
+    }
+    if (args.bias) {
+      const T* from = static_cast<const T*>(args.bias);
+#pragma unroll
+      for (int p = 0; p < kPieces; ++p) bias[p].load(from + at[p]);
+    }
+    float values[kPieces][kEight];
+    LaneSums sums;
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) {
+        values[p][i] = loaded[p][i];
+        if (args.bias) values[p][i] += bias[p][i];
+        if (args.residual) values[p][i] += residual[p][i];
+        if (inside[p]) sums.add(values[p][i]);
+      }
+    }
+    const float mean = sums.mean(width);
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) {
+        if (inside[p]) sums.add_about(mean, values[p][i]);
+      }
+    }
+    const Moments m = sums.moments_about(mean, width, args.eps);
+    T* out = static_cast<T*>(args.out) + row * args.out_row;
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) {
+        values[p][i] = normalised(values[p][i], m, weight[p][i], beta[p][i]);
+      }
+      if (inside[p]) store_eight(out + at[p], values[p]);
+    }
+  }
+}
+
+// Width: at most 1024; any alignment.
+template <typename T>
+__global__ void __launch_bounds__(32 * kNormWarps)
+    norm_residual_unaligned_kernel(const __grid_constant__ NormResidualArgs args) {
+  constexpr int kPieces = 4;
   const int lane = threadIdx.x % 32, width = static_cast<int>(args.width);
   const T* bias = static_cast<const T*>(args.bias);
   const T* weight = static_cast<const T*>(args.weight);
   const T* beta = static_cast<const T*>(args.beta);
   const int64_t warps = int64_t{gridDim.x} * kNormWarps;
-  const auto load = [](float (&to)[kEight], const T* from, int n) {
-    kAligned ? load_eight(to, from) : load_some(to, from, n);
-  };
   for (int64_t row = blockIdx.x * kNormWarps + threadIdx.x / 32; row < args.rows; row += warps) {
     const T* x = static_cast<const T*>(args.x) + row * args.x_row;
     const T* residual =
         args.residual ? static_cast<const T*>(args.residual) + row * args.residual_row : nullptr;
     float values[kPieces][kEight];
-    float sum = 0.0f;
+    LaneSums sums;
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) {
-      const int at = (p * 32 + lane) * kEight, n = width - at;  // eight of them, or the last n
-      if (n <= 0) continue;
-      float more[kEight];
-      load(values[p], x + at, n);
-      if (bias) {
-        load(more, bias + at, n);
-#pragma unroll
-        for (int i = 0; i < kEight; ++i) values[p][i] += more[i];
-      }
-      if (residual) {
-        load(more, residual + at, n);
-#pragma unroll
-        for (int i = 0; i < kEight; ++i) values[p][i] += more[i];
-      }
-#pragma unroll
-      for (int i = 0; i < kEight; ++i) sum += values[p][i];
-    }
-    const float mean = sum_over_warp(sum) / width;
-    float squares = 0.0f, deviations = 0.0f;
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      const int n = width - (p * 32 + lane) * kEight;
 #pragma unroll
       for (int i = 0; i < kEight; ++i) {
-        if (kAligned ? n > 0 : i < n) {
-          const float d = values[p][i] - mean;
-          squares = fmaf(d, d, squares);
-          deviations += d;
-        }
+        const int at = (p * 32 + lane) * kEight + i;
+        if (at >= width) continue;
+        values[p][i] = to_float(x[at]);
+        if (bias) values[p][i] += to_float(bias[at]);
+        if (residual) values[p][i] += to_float(residual[at]);
+        sums.add(values[p][i]);
       }
     }
-    const Moments m =
-        moments(mean, sum_over_warp(squares), sum_over_warp(deviations), width, args.eps);
+    const float mean = sums.mean(width);
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+      for (int i = 0; i < kEight; ++i) {
+        if ((p * 32 + lane) * kEight + i < width) sums.add_about(mean, values[p][i]);
+      }
+    }
+    const Moments m = sums.moments_about(mean, width, args.eps);
     T* out = static_cast<T*>(args.out) + row * args.out_row;
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) {
-      const int at = (p * 32 + lane) * kEight, n = width - at;
-      if (n <= 0) continue;
-      float w[kEight], b[kEight];
-      load(w, weight + at, n);
-      load(b, beta + at, n);
 #pragma unroll
       for (int i = 0; i < kEight; ++i) {
-        w[i] = fmaf(multiply_rn(values[p][i] - m.mean, m.rstd), w[i], b[i]);
+        const int at = (p * 32 + lane) * kEight + i;
+        if (at >= width) continue;
+        out[at] =
+            from_float<T>(normalised(values[p][i], m, to_float(weight[at]), to_float(beta[at])));
       }
-      kAligned ? store_eight(out + at, w) : store_some(out + at, w, n);
     }
   }
 }

@@ -23,6 +23,14 @@
 namespace filbert {
 namespace cuda {
 
+// threadIdx.x, read at this place. What follows from threadIdx.x itself the compiler computes once
+// and keeps, and where registers are scarce that costs more than to compute it again.
+__device__ __forceinline__ unsigned thread_read_anew() {
+  unsigned x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+
 // --- shared memory: one dynamic block, addressed in bytes from its start ---
 
 // Where the block's dynamic shared memory starts.
@@ -165,6 +173,13 @@ __device__ __forceinline__ bf16 from_float<bf16>(float x) {
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 1 / x, within 1 unit in the last place.
+__device__ __forceinline__ float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

@@ -28,32 +28,37 @@ void norm_residual(const NormResidualArgs& args, Stream stream) {
                      aligned(args.out, args.out_row * size) && aligned(args.bias) &&
                      aligned(args.weight) && aligned(args.beta);
   if (!whole) {
-    return launch("norm_residual (unaligned)", norm_residual_kernel<T, 4, false>, plan, stream,
+    return launch("norm_residual (unaligned)", norm_residual_unaligned_kernel<T>, plan, stream,
                   args);
   }
   constexpr const char* kName = "norm_residual";
   switch (pieces) {
     case 1:
-      return launch(kName, norm_residual_kernel<T, 1, true>, plan, stream, args);
+      return launch(kName, norm_residual_kernel<T, 1>, plan, stream, args);
     case 2:
-      return launch(kName, norm_residual_kernel<T, 2, true>, plan, stream, args);
+      return launch(kName, norm_residual_kernel<T, 2>, plan, stream, args);
     case 3:
-      return launch(kName, norm_residual_kernel<T, 3, true>, plan, stream, args);
+      return launch(kName, norm_residual_kernel<T, 3>, plan, stream, args);
     default:
-      return launch(kName, norm_residual_kernel<T, 4, true>, plan, stream, args);
+      return launch(kName, norm_residual_kernel<T, 4>, plan, stream, args);
   }
 }
 
-template <typename T>
+template <typename T, bool kTanh>
 void bias_gelu(const BiasGeluArgs& args, Stream stream) {
   const int64_t values = args.rows * args.width;
   if (args.width % kEight == 0 && aligned(args.x) && aligned(args.bias)) {
     const LaunchPlan plan =
         plan_strided(values / kEight, kGeluThreads, kGeluThreads, multiprocessors());
-    return launch("bias_gelu_", bias_gelu_kernel<T>, plan, stream, args);
+    return launch("bias_gelu_", bias_gelu_kernel<T, kTanh>, plan, stream, args);
   }
   const LaunchPlan plan = plan_strided(values, kGeluThreads, kGeluThreads, multiprocessors());
-  launch("bias_gelu_ (any width)", bias_gelu_any_kernel<T>, plan, stream, args);
+  launch("bias_gelu_ (any width)", bias_gelu_any_kernel<T, kTanh>, plan, stream, args);
+}
+
+template <typename T>
+void bias_gelu(const BiasGeluArgs& args, Stream stream) {
+  args.tanh ? bias_gelu<T, true>(args, stream) : bias_gelu<T, false>(args, stream);
 }
 
 template <typename Unit>

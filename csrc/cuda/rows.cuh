@@ -10,35 +10,24 @@ namespace cuda {
 
 constexpr int kEight = 8;
 
+// Eight values as they lie in memory: loads can be started before anything waits for them.
 template <typename T>
-__device__ __forceinline__ void load_eight(float (&to)[kEight], const T* from) {
+struct Eight {
   static_assert(sizeof(T) == 2 || sizeof(T) == 4, "16 bytes hold eight or four values");
-  constexpr int kPerLoad = 16 / sizeof(T);
-#pragma unroll
-  for (int i = 0; i < kEight; i += kPerLoad) {
-    union {
-      uint4 bytes;
-      T values[kPerLoad];
-    } piece;
-    piece.bytes = load_16(from + i);
-#pragma unroll
-    for (int j = 0; j < kPerLoad; ++j) to[i + j] = to_float(piece.values[j]);
-  }
-}
+  static constexpr int kPerLoad = 16 / sizeof(T);
+  union Piece {
+    uint4 bytes;
+    T values[kPerLoad];
+  } pieces[kEight / kPerLoad];
 
-// The first n of eight, one by one; zeros for the others.
-template <typename T>
-__device__ __forceinline__ void load_some(float (&to)[kEight], const T* from, int n) {
+  __device__ __forceinline__ void load(const T* from) {
 #pragma unroll
-  for (int i = 0; i < kEight; ++i) to[i] = i < n ? to_float(from[i]) : 0.0f;
-}
-template <typename T>
-__device__ __forceinline__ void store_some(T* to, const float (&from)[kEight], int n) {
-#pragma unroll
-  for (int i = 0; i < kEight; ++i) {
-    if (i < n) to[i] = from_float<T>(from[i]);
+    for (int i = 0; i < kEight / kPerLoad; ++i) pieces[i].bytes = load_16(from + i * kPerLoad);
   }
-}
+  __device__ __forceinline__ float operator[](int i) const {
+    return to_float(pieces[i / kPerLoad].values[i % kPerLoad]);
+  }
+};
 
 template <typename T>
 __device__ __forceinline__ void store_eight(T* to, const float (&from)[kEight]) {

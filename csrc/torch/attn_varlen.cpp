@@ -31,14 +31,14 @@ void check_offsets(const Tensor& cu, int64_t rows, const char* name) {
         "offsets made from the same mask as the rows");
 }
 
-void check_offset_tensor(const Tensor& cu, const Tensor& like, const char* name) {
+void check_offset_tensor(const char* op, const Tensor& cu, const Tensor& like, const char* name) {
   if (cu.scalar_type() != ScalarType::Int) {
-    check(false, kOp, name, torch::headeronly::toString(cu.scalar_type()), "int32",
+    check(false, op, name, torch::headeronly::toString(cu.scalar_type()), "int32",
           "cu_seqlens.int()");
   }
-  check(cu.dim() == 1 && cu.size(0) >= 1 && (cu.size(0) < 2 || cu.stride(0) == 1), kOp, name, cu,
+  check(cu.dim() == 1 && cu.size(0) >= 1 && (cu.size(0) < 2 || cu.stride(0) == 1), op, name, cu,
         "a contiguous [B + 1]", "one offset per sequence and a leading 0");
-  check(cu.is_cpu() == like.is_cpu() && cu.get_device_index() == like.get_device_index(), kOp, name,
+  check(cu.is_cpu() == like.is_cpu() && cu.get_device_index() == like.get_device_index(), op, name,
         "a tensor on another device", "the device of the others", "cu_seqlens.to(q.device)");
 }
 
@@ -47,10 +47,11 @@ Tensor rows_operand(const Tensor& t, int64_t heads, int64_t dim, const char* nam
   const bool fits = t.dim() == 3 && t.size(1) == heads && t.size(2) == dim;
   check(fits, kOp, name, t, "[T, H, D] with the H and D of q", "the same heads for q, k and v");
   const bool in_place = t.stride(2) == 1 && t.stride(0) % 8 == 0 && t.stride(1) % 8 == 0;
-  if (!in_place) return torch::stable::contiguous(t);
-  // Fresh memory is aligned; a view may begin anywhere.
-  const bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
-  return !kOnGpu || aligned ? t : torch::stable::clone(t);
+  const Tensor rows = in_place ? t : torch::stable::contiguous(t);
+  // A GPU's 16-byte copies want alignment too. Fresh memory has it; a view may begin anywhere, and
+  // contiguous() returns it as it is where sizes of 1 hide odd strides.
+  const bool aligned = reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0;
+  return !kOnGpu || aligned ? rows : torch::stable::clone(rows);
 }
 
 #if defined(FILBERT_CUDA) || defined(FILBERT_HOSTCUDA)
@@ -61,7 +62,7 @@ Tensor make_tiles(const Tensor& cu_q, const Tensor& cu_k, int64_t rows_q, int64_
   args.rows_k = rows_k;
   args.sequences = cu_q.size(0) - 1;
   args.capacity = tile_capacity(rows_q, args.sequences);
-  Tensor tiles = torch::stable::new_empty(cu_q, {kTileHeader + 2 * args.capacity});
+  Tensor tiles = torch::stable::new_empty(cu_q, {tile_values(args.capacity)});
   Call call(cu_q);
   args.cu_q = call.read<int32_t>(cu_q);
   args.cu_k = call.read<int32_t>(cu_k);
@@ -72,8 +73,8 @@ Tensor make_tiles(const Tensor& cu_q, const Tensor& cu_k, int64_t rows_q, int64_
 }
 
 Tensor attn_tiles(Tensor cu_seqlens_q, Tensor cu_seqlens_k, int64_t rows_q, int64_t rows_k) {
-  check_offset_tensor(cu_seqlens_q, cu_seqlens_q, "cu_seqlens_q");
-  check_offset_tensor(cu_seqlens_k, cu_seqlens_q, "cu_seqlens_k");
+  check_offset_tensor("attn_tiles", cu_seqlens_q, cu_seqlens_q, "cu_seqlens_q");
+  check_offset_tensor("attn_tiles", cu_seqlens_k, cu_seqlens_q, "cu_seqlens_k");
   check(cu_seqlens_q.size(0) == cu_seqlens_k.size(0), "attn_tiles", "cu_seqlens_k", cu_seqlens_k,
         "as many sequences as cu_seqlens_q", "one key segment per query segment");
   check(rows_q >= 0 && rows_k >= 0, "attn_tiles", "rows", std::min(rows_q, rows_k), "0 or more",
@@ -102,8 +103,8 @@ std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_s
   v = rows_operand(v, heads, dim, "v");
   check(k.size(0) == v.size(0), kOp, "rows of v", v.size(0), "as many as k",
         "k and v of the same tokens");
-  check_offset_tensor(cu_seqlens_q, q, "cu_seqlens_q");
-  check_offset_tensor(cu_seqlens_k, q, "cu_seqlens_k");
+  check_offset_tensor(kOp, cu_seqlens_q, q, "cu_seqlens_q");
+  check_offset_tensor(kOp, cu_seqlens_k, q, "cu_seqlens_k");
   check(cu_seqlens_q.size(0) == cu_seqlens_k.size(0), kOp, "cu_seqlens_k", cu_seqlens_k,
         "as many sequences as cu_seqlens_q", "one key segment per query segment");
   check(max_seqlen_q >= 0 && max_seqlen_k >= 0, kOp, "max_seqlen",
@@ -133,7 +134,7 @@ std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_s
 #if defined(FILBERT_CUDA) || defined(FILBERT_HOSTCUDA)
   if (tiles) {
     check(tiles->scalar_type() == ScalarType::Int && tiles->dim() == 1 && tiles->is_contiguous() &&
-              tiles->size(0) == kTileHeader + 2 * args.capacity &&
+              tiles->size(0) == tile_values(args.capacity) &&
               tiles->get_device_index() == q.get_device_index(),
           kOp, "tiles", *tiles, "what attn_tiles makes of these cu_seqlens and rows",
           "attn_tiles(cu_seqlens_q, cu_seqlens_k, len(q), len(k)), or None");

@@ -58,29 +58,28 @@ class Call {
 
   template <typename T = void>
   const T* read(const Tensor& t) {
-    return static_cast<const T*>(operands_.read(t.const_data_ptr(), extent(t)));
+    return static_cast<const T*>(operands_.read(view(t)));
   }
   template <typename T = void>
   T* write(Tensor& t) {
-    return static_cast<T*>(operands_.write(t.mutable_data_ptr(), extent(t)));
+    return static_cast<T*>(operands_.write(view(t)));
   }
   template <typename T = void>
   T* update(Tensor& t) {
-    return static_cast<T*>(operands_.update(t.mutable_data_ptr(), extent(t)));
+    return static_cast<T*>(operands_.update(view(t)));
   }
   void* stream() const { return nullptr; }
   // Brings results back; left out when the kernel threw.
   void finish() { operands_.finish(); }
 
  private:
-  // Bytes from the first element to the end of the last.
-  static size_t extent(const Tensor& t) {
-    int64_t last = 0;
+  static hostcuda::View view(const Tensor& t) {
+    hostcuda::View view{const_cast<void*>(t.const_data_ptr()), t.element_size(), {}, {}};
     for (int64_t d = 0; d < t.dim(); ++d) {
-      if (t.size(d) == 0) return 0;
-      last += (t.size(d) - 1) * t.stride(d);
+      view.sizes.push_back(t.size(d));
+      view.strides.push_back(t.stride(d));
     }
-    return static_cast<size_t>(last + 1) * t.element_size();
+    return view;
   }
 
   hostcuda::Operands operands_;

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _load
+from .ops import tile_capacity
 
 __all__ = ["Explanation", "Info", "explain", "info"]
 
@@ -167,8 +168,8 @@ def _explain_attn_tiles(
     cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, rows_q: int, rows_k: int
 ) -> dict[str, Any]:
     del cu_seqlens_k, rows_k
-    tiles = rows_q // 128 + cu_seqlens_q.shape[0]
-    return {"tiles": f"at most {tiles:,}, {8 * tiles + 16:,} bytes, by one block of 256 threads"}
+    tiles = tile_capacity(rows_q, cu_seqlens_q.shape[0] - 1)
+    return {"tiles": f"at most {tiles:,}, {32 * tiles + 16:,} bytes, by one block of 256 threads"}
 
 
 def _explain_gather_rows(x: Tensor, index: Tensor) -> dict[str, Any]:

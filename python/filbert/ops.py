@@ -25,6 +25,12 @@ __all__ = [
 ]
 
 
+def tile_capacity(rows_q: int, sequences: int) -> int:
+    """The most tiles that :func:`attn_tiles` can list; as in csrc/args/attn_tiles.h, to which the
+    tests hold it."""
+    return rows_q // 128 + sequences + 1
+
+
 def _kernels() -> Any:
     """The operators' namespace."""
     return torch.ops.filbert
@@ -89,8 +95,9 @@ def attn_varlen(
         window: ``(left, right)``: a query sees keys at most ``left`` before and ``right`` after its
             own place; ``-1`` is no bound.
         key_bias: ``[Tk]`` float32 added to every score of that key; ``-inf`` hides the key.
-        tiles: what :func:`attn_tiles` made of these offsets and rows, so that the layers of one
-            forward share it; made anew if not given. CUDA only, ignored on the CPU.
+        tiles: what :func:`attn_tiles` made of these very offsets and rows, so that the layers of
+            one forward share it; made anew if not given. Rows that another list lacks are left
+            unwritten. CUDA only, ignored on the CPU.
 
     Returns:
         ``out`` ``[Tq, H, D]`` in the dtype of ``q``, and ``lse`` ``[H, Tq]`` float32, the natural
@@ -118,6 +125,11 @@ def attn_varlen(
     )  # fmt: skip
 
 
+def _has_tiles(cu_seqlens: Tensor) -> bool:
+    """Whether the kernels that would run on ``cu_seqlens`` take a work list."""
+    return cu_seqlens.device.type != "cpu" and _compiled("attn_tiles", cu_seqlens)
+
+
 def attn_tiles(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, rows_q: int, rows_k: int) -> Tensor:
     """The work list of :func:`attn_varlen` on a GPU: every sequence in tiles of up to 128 query
     rows, those with most to do first.
@@ -132,13 +144,20 @@ def attn_tiles(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, rows_q: int, rows_k: 
         rows_k: ``k.shape[0]``.
 
     Returns:
-        ``[4 + 2 * (rows_q // 128 + B + 1)]`` int32: how many tiles have one, two and four heads to
-        a block, a zero, then ``(sequence, first row)`` of each tile; the rest is undefined.
+        ``[4 + 8 * (rows_q // 128 + B + 1)]`` int32: how many tiles have one, two and four heads to
+        a block, and a zero; then eight values a tile: first query row, query rows, first key row,
+        keys, the key the first query stands at, sequence, and two that mean nothing. What lies
+        behind the last tile is undefined.
 
     Raises:
         RuntimeError: offsets that are not int32 ``[B+1]`` on one CUDA device.
     """
     _one_device("attn_tiles", cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
+    if not _has_tiles(cu_seqlens_q):
+        raise RuntimeError(
+            f"attn_tiles: device; got {cu_seqlens_q.device}; need a CUDA device and filbert's CUDA "
+            "kernels; try attn_varlen without tiles"
+        )
     return _kernels().attn_tiles(cu_seqlens_q, cu_seqlens_k, rows_q, rows_k)
 
 
@@ -250,7 +269,7 @@ def _fake_attn_varlen(
 
 def _fake_attn_tiles(cu_q, cu_k, rows_q, rows_k):
     _one_device("attn_tiles", cu_q, cu_seqlens_k=cu_k)
-    return cu_q.new_empty(4 + 2 * (rows_q // 128 + cu_q.shape[0]))
+    return cu_q.new_empty(4 + 8 * tile_capacity(rows_q, cu_q.shape[0] - 1))
 
 
 def _fake_norm_residual(x, bias, residual, weight, beta, eps):

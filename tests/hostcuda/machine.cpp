@@ -18,7 +18,7 @@ namespace hostcuda {
 namespace {
 
 constexpr size_t kStackBytes = size_t{64} << 10;
-constexpr size_t kSharedMost = size_t{227} << 10;  // of a block on a GPU of compute capability 9.0
+constexpr size_t kSharedMost = size_t{99} << 10;  // of a block, on the GPUs that allow least
 constexpr size_t kSharedAlignment = 128;
 constexpr size_t kMargin = 4096;         // before a block's shared memory, watched for stray writes
 constexpr unsigned char kPoison = 0xff;  // a NaN in every float format
@@ -35,6 +35,7 @@ enum class State { kReady, kAtBarrier, kMeeting, kDone };
 
 struct Warp {
   const char* name = nullptr;  // of the collective under way
+  const void* site = nullptr;  // and where in the code it is
   int arrived = 0;
   int parity = 0;
   char operands[2][kWarp * kOperandBytes];
@@ -278,9 +279,13 @@ void run_blocks(int64_t blocks) {
     m.error = place() + ": out of bounds: " + Operands::describe(m.fault);
     return;
   }
-  for (int64_t block = 0; block < blocks && m.error.empty(); ++block) {
-    m.block.x = static_cast<unsigned>(block);
+  std::vector<unsigned> order(static_cast<size_t>(blocks));
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<unsigned>(i);
+  if (m.seed != 0) std::shuffle(order.begin(), order.end(), m.random);
+  for (const unsigned block : order) {
+    m.block.x = block;
     run_block();
+    if (!m.error.empty()) return;
   }
 }
 
@@ -324,6 +329,7 @@ void run(const char* kernel, int64_t blocks, int64_t threads, int64_t shared_byt
 }
 
 void set_seed(uint64_t seed) { machine().seed = seed; }
+uint64_t seed() { return machine().seed; }
 
 void record(bool on) {
   machine().recording = on;
@@ -428,10 +434,13 @@ Meeting meet(const char* name, const void* operand, size_t bytes) {
   Machine& m = machine();
   Thread& t = *m.current;
   Warp& w = m.warps[static_cast<size_t>(t.number / kWarp)];
-  if (w.arrived > 0 && std::strcmp(w.name, name) != 0) {
-    fail(std::string("divergence: at ") + name + " while other lanes of its warp are at " + w.name);
+  const void* site = __builtin_return_address(0);
+  if (w.arrived > 0 && (std::strcmp(w.name, name) != 0 || w.site != site)) {
+    fail(std::string("divergence: at ") + name + " while other lanes of its warp are at " +
+         (std::strcmp(w.name, name) != 0 ? w.name : "another one"));
   }
   w.name = name;
+  w.site = site;
   const int parity = w.parity;
   std::memcpy(w.operands[parity] + t.number % kWarp * kOperandBytes, operand, bytes);
   t.where = name;

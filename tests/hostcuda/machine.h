@@ -29,8 +29,9 @@ constexpr size_t kOperandBytes = 64;  // of one lane in one collective
 void run(const char* kernel, int64_t blocks, int64_t threads, int64_t shared_bytes,
          const std::function<void()>& body);
 
-// 0: warps and lanes in their order. Anything else: a random order, the same for the same seed.
+// 0: blocks, warps and lanes in their order. Else a random order, the same for the same seed.
 void set_seed(uint64_t seed);
+uint64_t seed();
 
 // While recording, operands are not copied and every launch is kept; replay() repeats them on what
 // memory holds then. The host's view of a CUDA graph.
@@ -74,7 +75,8 @@ int lane();
 
 // One collective: compute(operands of all lanes, results of all lanes) runs once for the warp.
 template <typename Out, typename In, typename Compute>
-Out collective(const char* name, const In& in, Compute compute) {
+inline __attribute__((always_inline)) Out collective(const char* name, const In& in,
+                                                     Compute compute) {
   static_assert(sizeof(In) <= kOperandBytes && sizeof(Out) <= kOperandBytes, "too large");
   static_assert(std::is_trivially_copyable<In>::value, "operands are copied as bytes");
   const Meeting meeting = meet(name, &in, sizeof(In));

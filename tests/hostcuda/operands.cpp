@@ -17,6 +17,21 @@ namespace {
 
 constexpr unsigned char kPoison = 0xff;  // a NaN in every float format
 
+// What lies around elements: a NaN in every float format too, and one that arithmetic changes, so
+// that a result computed from it does not look like it. Two bytes, by the parity of the address.
+constexpr unsigned char kMargin[2] = {0xa5, 0x7f};
+unsigned char margin_at(const char* p) { return kMargin[reinterpret_cast<uintptr_t>(p) % 2]; }
+
+void fill_margin(char* from, char* to) {
+  for (char* p = from; p < to; ++p) *p = static_cast<char>(margin_at(p));
+}
+bool is_margin(const char* from, const char* to) {
+  for (const char* p = from; p < to; ++p) {
+    if (static_cast<unsigned char>(*p) != margin_at(p)) return false;
+  }
+  return true;
+}
+
 std::vector<const Operands*>& alive() {
   static auto* instance = new std::vector<const Operands*>;
   return *instance;
@@ -30,15 +45,45 @@ Operands::~Operands() {
   for (const Operand& o : operands_) munmap(o.map, o.map_bytes);
 }
 
-// The end of the data as close to the guard page as the alignment of its home allows.
-void* Operands::place(const void* from, size_t bytes, bool filled, void* home) {
-  if (recording()) return const_cast<void*>(from);
+size_t View::extent() const {
+  int64_t last = 0;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] == 0) return 0;
+    last += (sizes[d] - 1) * strides[d];
+  }
+  return static_cast<size_t>(last + 1) * element;
+}
+
+void View::for_runs(const std::function<void(size_t, size_t)>& body) const {
+  if (extent() == 0) return;
+  // The innermost dimension is one run where it is dense, else each element is.
+  const size_t dims = sizes.size();
+  const bool dense = dims > 0 && strides[dims - 1] == 1;
+  const size_t outer = dense ? dims - 1 : dims;
+  const size_t run = (dense ? static_cast<size_t>(sizes[dims - 1]) : 1) * element;
+  std::vector<int64_t> index(outer, 0);
+  for (;;) {
+    int64_t at = 0;
+    for (size_t d = 0; d < outer; ++d) at += index[d] * strides[d];
+    body(static_cast<size_t>(at) * element, run);
+    size_t d = outer;
+    while (d > 0 && ++index[d - 1] == sizes[d - 1]) index[--d] = 0;
+    if (d == 0) return;
+  }
+}
+
+// Next to a guard page, as close as the alignment of its home allows: the one behind it, or for odd
+// seeds the one before it.
+void* Operands::place(const View& view, bool filled, bool written) {
+  if (recording()) return view.home;
   if (operands_.empty()) alive().push_back(this);
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t bytes = view.extent();
   Operand o{};
   o.number = static_cast<int>(operands_.size());
   o.bytes = bytes;
-  o.home = home;
+  o.view = view;
+  o.written = written;
   o.open_bytes = (bytes + 16 + page - 1) / page * page;
   o.map_bytes = o.open_bytes + 2 * page;
   void* map = mmap(nullptr, o.map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -46,34 +91,47 @@ void* Operands::place(const void* from, size_t bytes, bool filled, void* home) {
   o.map = static_cast<char*>(map);
   o.open = o.map + page;
   mprotect(o.open, o.open_bytes, PROT_READ | PROT_WRITE);
-  std::memset(o.open, kPoison, o.open_bytes);
-  const size_t phase = reinterpret_cast<uintptr_t>(from) % 16;
-  const size_t last = o.open_bytes - bytes;  // the latest place, page-aligned end
-  o.data = o.open + last - (last % 16 + 16 - phase) % 16;
-  if (filled && bytes > 0) std::memcpy(o.data, from, bytes);
-  if (home == nullptr) mprotect(o.open, o.open_bytes, PROT_READ);
+  const size_t phase = reinterpret_cast<uintptr_t>(view.home) % 16;
+  const size_t last = o.open_bytes - bytes;
+  o.data = o.open + (seed() % 2 == 1 ? phase : last - (last % 16 + 16 - phase) % 16);
+  fill_margin(o.open, o.open + o.open_bytes);
+  view.for_runs([&](size_t at, size_t run) {
+    if (filled) {
+      std::memcpy(o.data + at, static_cast<const char*>(view.home) + at, run);
+    } else {
+      std::memset(o.data + at, kPoison, run);
+    }
+  });
+  if (!written) mprotect(o.open, o.open_bytes, PROT_READ);
   operands_.push_back(o);
   return o.data;
 }
 
-const void* Operands::read(const void* home, size_t bytes) {
-  return place(home, bytes, true, nullptr);
-}
-void* Operands::write(void* home, size_t bytes) { return place(home, bytes, false, home); }
-void* Operands::update(void* home, size_t bytes) { return place(home, bytes, true, home); }
+const void* Operands::read(const View& view) { return place(view, true, false); }
+void* Operands::write(const View& view) { return place(view, false, true); }
+void* Operands::update(const View& view) { return place(view, true, true); }
 
 void Operands::finish() {
   for (const Operand& o : operands_) {
-    const auto poison = [](char c) { return static_cast<unsigned char>(c) == kPoison; };
-    if (!std::all_of(o.open, o.data, poison) ||
-        !std::all_of(o.data + o.bytes, o.open + o.open_bytes, poison)) {
+    if (!o.written) continue;
+    const char* checked = o.open;  // up to here all is elements or untouched
+    bool intact = true;
+    o.view.for_runs([&](size_t at, size_t run) {
+      const char* begin = o.data + at;
+      if (begin > checked) intact = intact && is_margin(checked, begin);
+      if (begin + run > checked) checked = begin + run;
+    });
+    if (!intact || !is_margin(checked, o.open + o.open_bytes)) {
       throw std::runtime_error(
           "hostcuda: out of bounds: something was written just outside of operand " +
-          std::to_string(o.number));
+          std::to_string(o.number) + ", or between its rows");
     }
   }
   for (const Operand& o : operands_) {
-    if (o.home && o.bytes > 0) std::memcpy(o.home, o.data, o.bytes);
+    if (!o.written) continue;
+    o.view.for_runs([&](size_t at, size_t run) {
+      std::memcpy(static_cast<char*>(o.view.home) + at, o.data + at, run);
+    });
   }
 }
 

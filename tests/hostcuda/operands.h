@@ -1,13 +1,28 @@
 // Pretended device memory. Each operand of a call is copied between pages that nobody may touch, so
 // that a kernel that leaves its operand faults; what is only read may not be written; what is to be
-// filled starts as NaN.
+// filled starts as NaN. Of a strided operand only the elements are copied: the gaps, which belong
+// to other tensors, hold a pattern that must not change.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
 namespace hostcuda {
+
+// A strided tensor: `sizes.size()` dimensions, strides in elements.
+struct View {
+  void* home;
+  size_t element;  // bytes
+  std::vector<int64_t> sizes, strides;
+
+  // Bytes from the first element to the end of the last.
+  size_t extent() const;
+  // Calls body(byte offset, bytes) for runs of elements that lie side by side.
+  void for_runs(const std::function<void(size_t, size_t)>& body) const;
+};
 
 class Operands {
  public:
@@ -16,11 +31,11 @@ class Operands {
   Operands& operator=(const Operands&) = delete;
   ~Operands();
 
-  const void* read(const void* home, size_t bytes);
-  void* write(void* home, size_t bytes);
-  void* update(void* home, size_t bytes);
+  const void* read(const View& view);
+  void* write(const View& view);
+  void* update(const View& view);
 
-  // Checks the margins around every operand, and copies back what was written.
+  // Checks the margins of every operand and the gaps in it, and copies back what was written.
   void finish();
 
   // Where `address` lies, in words, as seen from the operands that are alive.
@@ -37,9 +52,10 @@ class Operands {
     size_t open_bytes;
     char* data;
     size_t bytes;
-    void* home;  // where the result goes; null for what is only read
+    View view;
+    bool written;  // whether results go home
   };
-  void* place(const void* from, size_t bytes, bool filled, void* home);
+  void* place(const View& view, bool filled, bool written);
 
   std::vector<Operand> operands_;
 };

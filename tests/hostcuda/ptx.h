@@ -1,5 +1,6 @@
 // csrc/cuda/ptx.cuh for the host: the same functions by their meaning in the PTX ISA, and the few
-// words of CUDA C++ that the kernels use.
+// words of CUDA C++ that the kernels use. Collectives are always inlined: where in the code a lane
+// stands is how two of one kind are told apart.
 #pragma once
 
 #include <cmath>
@@ -13,7 +14,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
+#define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define threadIdx (::hostcuda::thread_index())
@@ -24,16 +25,19 @@
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 
-inline void __syncthreads() { hostcuda::barrier("__syncthreads"); }
+__forceinline__ void __syncthreads() { hostcuda::barrier("__syncthreads"); }
 
-inline void __syncwarp() {
+__forceinline__ void __syncwarp() {
   hostcuda::collective<char>("__syncwarp", char{}, [](const auto&, auto& out) {
     for (char& c : out) c = 0;
   });
 }
 
-inline float __shfl_sync(unsigned, float x, int source) {
+__forceinline__ float __shfl_sync(unsigned, float x, int source) {
   struct In {
     float x;
     int source;
@@ -43,7 +47,7 @@ inline float __shfl_sync(unsigned, float x, int source) {
   });
 }
 
-inline float __shfl_xor_sync(unsigned mask, float x, int lanes) {
+__forceinline__ float __shfl_xor_sync(unsigned mask, float x, int lanes) {
   return __shfl_sync(mask, x, hostcuda::lane() ^ lanes);
 }
 
@@ -57,6 +61,8 @@ inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigne
 
 namespace filbert {
 namespace cuda {
+
+inline unsigned thread_read_anew() { return hostcuda::thread_index().x; }
 
 inline char* shared_memory() { return hostcuda::shared_base(); }
 inline uint32_t shared_address(const void* p) { return hostcuda::shared_offset(p); }
@@ -94,7 +100,7 @@ struct Registers4 {
   uint32_t d[4];
 };
 
-inline void ldmatrix(const char* name, uint32_t (&d)[4], uint32_t from, bool transposed) {
+__forceinline__ void ldmatrix(const char* name, uint32_t (&d)[4], uint32_t from, bool transposed) {
   const Registers4 all =
       hostcuda::collective<Registers4>(name, from, [&](const auto& in, auto& out) {
         for (int matrix = 0; matrix < 4; ++matrix) {
@@ -113,13 +119,15 @@ inline void ldmatrix(const char* name, uint32_t (&d)[4], uint32_t from, bool tra
   std::memcpy(d, all.d, sizeof d);
 }
 
-inline void ldmatrix_x4(uint32_t (&d)[4], uint32_t from) { ldmatrix("ldmatrix", d, from, false); }
-inline void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t from) {
+__forceinline__ void ldmatrix_x4(uint32_t (&d)[4], uint32_t from) {
+  ldmatrix("ldmatrix", d, from, false);
+}
+__forceinline__ void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t from) {
   ldmatrix("ldmatrix.trans", d, from, true);
 }
 
 template <typename T>
-void mma_16816(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__forceinline__ void mma_16816(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   struct In {
     float c[4];
     uint32_t a[4], b[2];
@@ -175,7 +183,11 @@ inline float from_float<float>(float x) {
 }
 
 inline float exp2_approx(float x) { return std::exp2(x); }
-inline float multiply_rn(float a, float b) { return a * b; }
+inline float reciprocal_approx(float x) { return 1.0f / x; }
+inline float multiply_rn(float a, float b) {
+  volatile float product = a * b;  // out of the compiler's sight, so that nothing fuses with it
+  return product;
+}
 
 }  // namespace cuda
 }  // namespace filbert

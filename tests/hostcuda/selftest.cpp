@@ -76,6 +76,15 @@ void two_collectives(const Sheet s) {
   }
   s.out[threadIdx.x] = x;
 }
+void one_collective_twice(const Sheet s) {  // the same instruction, at two places
+  float x = s.x[threadIdx.x];
+  if (threadIdx.x % 2 == 0) {
+    x = __shfl_xor_sync(0xffffffffu, x, 1) + 1.0f;
+  } else {
+    x = __shfl_xor_sync(0xffffffffu, x, 1) * 2.0f;
+  }
+  s.out[threadIdx.x] = x;
+}
 void misaligned_load(const Sheet s) {
   const uint4 v = cuda::load_16(s.x + 1);
   std::memcpy(&s.out[threadIdx.x], &v.x, 4);
@@ -118,17 +127,29 @@ void overwrites_what_is_read(const Sheet s) {  // the next copy begins before al
 const std::map<std::string, void (*)(Sheet)>& sheets() {
   static const std::map<std::string, void (*)(Sheet)> all = {
 #define KERNEL(name) {#name, name}
-      KERNEL(reversed),        KERNEL(race),
-      KERNEL(uninitialised),   KERNEL(unwritten),
-      KERNEL(read_past),       KERNEL(write_past),
-      KERNEL(write_before),    KERNEL(write_input),
-      KERNEL(wide_read_past),  KERNEL(shared_past),
-      KERNEL(shared_before),   KERNEL(shared_address_past),
-      KERNEL(half_a_barrier),  KERNEL(early_return),
-      KERNEL(half_a_shuffle),  KERNEL(two_collectives),
-      KERNEL(misaligned_load), KERNEL(misaligned_copy),
-      KERNEL(no_wait),         KERNEL(waits_for_too_few),
-      KERNEL(never_waits),     KERNEL(overwrites_what_is_read),
+      KERNEL(reversed),
+      KERNEL(race),
+      KERNEL(uninitialised),
+      KERNEL(unwritten),
+      KERNEL(read_past),
+      KERNEL(write_past),
+      KERNEL(write_before),
+      KERNEL(write_input),
+      KERNEL(wide_read_past),
+      KERNEL(shared_past),
+      KERNEL(shared_before),
+      KERNEL(shared_address_past),
+      KERNEL(half_a_barrier),
+      KERNEL(early_return),
+      KERNEL(half_a_shuffle),
+      KERNEL(two_collectives),
+      KERNEL(one_collective_twice),
+      KERNEL(misaligned_load),
+      KERNEL(misaligned_copy),
+      KERNEL(no_wait),
+      KERNEL(waits_for_too_few),
+      KERNEL(never_waits),
+      KERNEL(overwrites_what_is_read),
 #undef KERNEL
   };
   return all;
