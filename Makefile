@@ -12,7 +12,7 @@ DEV_INSTALL = $(BIN)/pip install --quiet --no-build-isolation -Cbuild-dir=build/
   -Ccmake.define.FILBERT_KEEP_REPORTS=ON \
   "-Ccmake.define.FILBERT_CUDA_ARCHS=$(FILBERT_CUDA_ARCHS)" --editable
 
-.PHONY: demo test bench lint build clean
+.PHONY: demo test bench gpu-check lint build clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m filbert.demo
@@ -29,9 +29,14 @@ build/transformers4: | $(VENV)/.built
 
 # Every case with its default budget, on an otherwise idle machine; see python -m bench run --help.
 bench: $(VENV)/.bench
-	for case in attn_varlen norm_residual memory e2e; do \
+	for case in attn_varlen norm_residual bias_gelu gather_rows memory e2e; do \
 	  $(BIN)/python -m bench run $$case --json bench/results/$$case.json || exit 1; \
 	done
+
+# On a machine with an NVIDIA GPU, with that machine's own python and CUDA PyTorch: no .venv, no
+# network. OUT or --out says where the report goes; FILBERT_LIBRARY_DIR names libraries built elsewhere.
+gpu-check:
+	PYTHONPATH=python$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m bench.gpu_check
 
 lint: $(VENV)/.built
 	$(BIN)/pip install --quiet ruff mypy clang-format

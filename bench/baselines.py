@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -72,20 +73,45 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def forget_compiled() -> None:
+    """Drops what was compiled for earlier workloads: versions of one model's code are counted, and
+    beyond a limit torch.compile runs it uncompiled. Not between contestants of one race, which
+    would compile again while they are timed."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
 def torch_compile(setup: Setup) -> Engine:
-    """torch.compile with frozen weights, so that Inductor may re-order them as we do.
+    """torch.compile; on the CPU with frozen weights, so that Inductor may re-order them as we do.
 
     Batches of one shape are compiled for that shape; of several, for dynamic shapes.
     """
     if setup.device != "cpu":
-        options: dict[str, Any] = {}
-    else:
-        # One compiler process: a pool would linger and take cores from the contestants after it.
-        options = {"freezing": True, "compile_threads": 1}
+        return _compiled(setup, {}, "")
+    # One compiler process: a pool would linger and take cores from the contestants after it.
+    return _compiled(setup, {"freezing": True, "compile_threads": 1}, ", frozen weights")
+
+
+def torch_compile_graphs(setup: Setup) -> Engine:
+    """torch.compile that replays CUDA graphs: the launches of a forward cost next to nothing."""
+    if setup.device == "cpu":
+        raise Unavailable("CUDA graphs need a GPU")
+    engine = _compiled(setup, {"triton.cudagraphs": True}, ", CUDA graphs")
+    inner = engine.forward
+    assert inner is not None
+
+    def forward(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        # Every run writes the same memory; a caller who keeps its result copies it.
+        torch.compiler.cudagraph_mark_step_begin()
+        return inner(input_ids, attention_mask).clone()
+
+    return Engine(forward, note=engine.note)
+
+
+def _compiled(setup: Setup, options: dict[str, Any], note: str) -> Engine:
     model = hugging_face(setup, "sdpa")
     batches = setup.workload.batches(setup.device)
     shapes = {tuple(batch.input_ids.shape) for batch in batches}
-    torch._dynamo.reset()
     compiled = torch.compile(model, dynamic=len(shapes) > 1, options=options)
     forward = _call(compiled)
     start = time.perf_counter()
@@ -105,7 +131,7 @@ def torch_compile(setup: Setup) -> Engine:
             raise Unavailable(reason) from error
         raise Unavailable(f"torch.compile failed: {first_line(error)}") from error
     shape = "dynamic shapes" if len(shapes) > 1 else "static shape"
-    return Engine(forward, note=f"{shape}, frozen weights")
+    return Engine(forward, note=f"{shape}{note}")
 
 
 def prototype(setup: Setup) -> Engine:

@@ -36,7 +36,8 @@ def row_error(got: Tensor, reference: Tensor) -> float:
         got: ``[..., N]`` of any float dtype.
         reference: the same shape, float32 or float64.
     """
-    got, reference = got.detach().cpu().double(), reference.detach().cpu().double()
+    reference = reference.detach().double()
+    got = got.detach().to(reference.device).double()
     if got.numel() == 0:
         return 0.0
     if not bool(torch.isfinite(got).all()):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from .cases import CASES
+from .cases import CASES, rate
 from .environment import Ticks, environment, weather
 from .report.compare import compare
 from .report.table import markdown
 from .results import Report, load
-from .runner import DTYPES, Options, matching, say
+from .runner import DTYPES, Options, ceilings_of, default_dtypes, dtypes_on, matching, on_gpu, say
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +27,11 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="check and time one case")
     run.add_argument("case", choices=CASES)
     run.add_argument("--workload", type=_words, default=(), help="globs, comma separated")
-    run.add_argument("--dtype", type=_words, default=tuple(DTYPES), help="float32,bfloat16")
+    run.add_argument(
+        "--dtype", type=_words,
+        help=f"of {','.join(DTYPES)}; default: {','.join(default_dtypes('cpu'))} on cpu, "
+        f"{','.join(default_dtypes('cuda'))} on cuda",
+    )  # fmt: skip
     run.add_argument("--baseline", type=_words, default=(), help="globs, comma separated")
     run.add_argument("--only", default="*", help="glob on workload/dtype/contestant")
     run.add_argument("--repeats", type=_positive(int), help="rounds at most")
@@ -71,6 +75,18 @@ def _positive(kind: type) -> type:
     return read  # type: ignore[return-value]
 
 
+def _dtypes(asked: tuple[str, ...] | None, device: str) -> tuple[str, ...]:
+    if asked is None:
+        return default_dtypes(device)
+    known = dtypes_on(device)
+    if "float16" in asked and "float16" not in known:
+        raise ValueError(
+            f"--dtype: got 'float16' on {device}, need one of {', '.join(known)}; "
+            "float16 kernels run on CUDA only"
+        )
+    return tuple(matching(known, asked, "--dtype"))
+
+
 def listing() -> str:
     lines = []
     for name, case in CASES.items():
@@ -85,10 +101,12 @@ def run_case(given: argparse.Namespace) -> Report:
     Raises:
         ValueError: a device, dtype or pattern that does not exist here.
     """
-    if given.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"--device: got {given.device!r}, need a CUDA device that torch can see; try cpu"
-        )
+    if on_gpu(given.device):
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"--device: got {given.device!r}, need a CUDA device that torch can see; try cpu"
+            )
+        torch.cuda.set_device(given.device)  # events and operators without a device follow it
     if given.threads:
         torch.set_num_threads(given.threads)
     threads = torch.get_num_threads()
@@ -96,7 +114,7 @@ def run_case(given: argparse.Namespace) -> Report:
         workloads=given.workload,
         baselines=given.baseline,
         only=given.only,
-        dtypes=tuple(matching(list(DTYPES), given.dtype, "--dtype")),
+        dtypes=_dtypes(given.dtype, given.device),
         repeats=given.repeats,
         budget_s=given.budget_s,
         device=given.device,
@@ -105,6 +123,8 @@ def run_case(given: argparse.Namespace) -> Report:
         wait_quiet_s=given.wait_quiet_s,
     )
     about = environment(given.device, threads)
+    if (ceilings := ceilings_of(options)) is not None:
+        about["gpu"]["ceilings"] = ceilings
     before = Ticks.now()
     rows = CASES[given.case].run(options)
     about |= weather(before, Ticks.now())
@@ -126,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(listing())
         elif given.command == "run":
             report = run_case(given)
-            text = markdown(report, CASES[report.case].RATE)
+            text = markdown(report, rate(report))
             print(text)
             if given.json:
                 report.save(given.json)
@@ -138,14 +158,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 1
         elif given.command == "table":
             report = load(given.file)
-            print(markdown(report, CASES[report.case].RATE))
+            print(markdown(report, rate(report)))
         elif given.command == "compare":
             print(compare(load(given.a), load(given.b)))
         else:
             from .report.plot import plot
 
             report = load(given.file)
-            plot(report, CASES[report.case].RATE, given.output)
+            plot(report, rate(report), given.output)
             say(f"wrote {given.output}")
     except (ValueError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)

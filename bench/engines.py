@@ -45,6 +45,8 @@ class Engine:
     embed: Embed | None = None
     #: makes the batches from the workload; part of what is timed
     batches: Callable[[Workload, str], list[Batch]] | None = None
+    #: the batches it is given stay on the CPU, as a tokenizer makes them
+    host_inputs: bool = False
     note: str = ""
     #: kept alive as long as the engine: temporary files, sessions
     holds: list[Any] = field(default_factory=list)
@@ -83,7 +85,9 @@ def in_order(workload: Workload, batches: list[Batch], outputs: list[Tensor]) ->
 def contestant(name: str, engine: Engine, setup: Setup) -> Contestant:
     """The engine as something that can be raced on the workload of ``setup``."""
     workload, device = setup.workload, setup.device
-    prepared = None if engine.batches else workload.batches(device)
+    prepared = None
+    if engine.batches is None:
+        prepared = workload.batches("cpu" if engine.host_inputs else device)
 
     def run() -> tuple[list[Batch], list[Tensor]]:
         batches = prepared if prepared is not None else engine.batches(workload, device)  # type: ignore[misc]

@@ -17,12 +17,15 @@ from typing import Any
 
 import torch
 
+from . import gpu
+
 #: the instruction sets that decide which kernels run
 FLAGS = (
     "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "avx_ne_convert"
 )  # fmt: skip
 PACKAGES = (
-    "torch", "transformers", "onnxruntime", "onnx", "openvino", "filbert", "numpy", "matplotlib"
+    "torch", "transformers", "onnxruntime", "onnx", "openvino", "filbert", "numpy", "matplotlib",
+    "triton", "flash-attn",
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
@@ -74,7 +77,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the working tree, and whether files differ from it."""
+    """The commit of the working tree, and whether files differ from it.
+
+    A copy of the tree that is no repository takes the commit from ``FILBERT_COMMIT``.
+    """
 
     def git(*arguments: str) -> str | None:
         try:
@@ -86,8 +92,9 @@ def commit() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     status = git("status", "--porcelain")
+    given = os.environ.get("FILBERT_COMMIT", "").strip()
     return {
-        "commit": git("rev-parse", "--short=12", "HEAD") or "none",
+        "commit": git("rev-parse", "--short=12", "HEAD") or given or "unknown",
         "dirty": None if status is None else bool(status),
     }
 
@@ -98,13 +105,9 @@ def filbert_build() -> dict[str, Any]:
         from filbert import _load
     except Exception as error:  # a broken install must not take the baselines down with it
         return {"compiled": False, "reason": f"{type(error).__name__}: {error}"}
-    if _load.C is None:
+    if not _load.have_ops():
         return {"compiled": False, "reason": _load.missing.get("ops", "")}
-    about: dict[str, Any] = {"compiled": True}
-    isa = getattr(_load.C, "isa", None)
-    if callable(isa):
-        about["cpu_isa"] = str(isa())
-    return about
+    return {"compiled": True, "cpu_isa": _load.isa()}
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,11 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     if "reason" in about["filbert"]:
         about["filbert"]["reason"] = without_paths(about["filbert"]["reason"])
     if device.startswith("cuda"):
-        about["gpu"] = torch.cuda.get_device_name(device)
+        about["gpu"] = gpu.facts(device)
+        if about["filbert"]["compiled"]:
+            cuda = about["filbert"]["cuda"] = gpu.filbert_cuda()
+            if "reason" in cuda:
+                cuda["reason"] = without_paths(cuda["reason"])
     return about
 
 
@@ -183,7 +190,9 @@ def caption(about: dict[str, Any]) -> str:
     chip, made = about["cpu"], about["versions"]
     best = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
     isa = next((flag for flag in best if flag in chip["flags"]), "")
-    where = about.get("gpu") or f"{chip['model']} ({chip['architecture']}, {isa or 'no AVX2'})"
+    where = f"{chip['model']} ({chip['architecture']}, {isa or 'no AVX2'})"
+    if "gpu" in about:
+        where = f"{about['gpu']['name']} (driver {about['gpu']['driver']})"
     dirty = "+dirty" if about["dirty"] else ""
     return (
         f"{where}, {about['threads']} threads, torch {made['torch']}, "

@@ -83,21 +83,26 @@ def ceilings(device: str) -> dict[str, float]:
 @lru_cache(maxsize=8)
 def _measured(device: str) -> dict[str, float]:
     memory = torch.cuda.get_device_properties(device).total_memory
-    values = min(COPY_BYTES, memory // 16) // 4
-    source = torch.randn(values, device=device)
+    found = {
+        "bytes_per_s": _copied(device, min(COPY_BYTES, memory // 16)),
+        "flop_per_s": _multiplied(device, SIDE if memory > 16 << 30 else SIDE // 2),
+    }
+    torch.cuda.empty_cache()
+    return found
+
+
+def _copied(device: str, size: int) -> float:
+    """Bytes per second, read and written, of a copy of ``size`` bytes."""
+    source = torch.randn(size // 4, device=device)
     target = torch.empty_like(source)
-    copied = 2 * 4 * values / _median_s(lambda: target.copy_(source), 20)
-    del source, target
-    # Three matrices in a sixteenth of the memory.
-    side = SIDE
-    while 3 * 2 * side * side > memory // 16 and side > 1024:
-        side //= 2
+    return 2 * 4 * source.numel() / _median_s(lambda: target.copy_(source), 20)
+
+
+def _multiplied(device: str, side: int) -> float:
+    """Operations per second of a square float16 matrix product."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.float16) for _ in range(2))
     c = torch.empty_like(a)
-    multiplied = 2.0 * side**3 / _median_s(lambda: torch.matmul(a, b, out=c), 15)
-    del a, b, c
-    torch.cuda.empty_cache()
-    return {"bytes_per_s": copied, "flop_per_s": multiplied}
+    return 2.0 * side**3 / _median_s(lambda: torch.matmul(a, b, out=c), 15)
 
 
 def floor_s(flop: float, moved: float, ceiling: dict[str, float]) -> float:

@@ -82,7 +82,7 @@ class EventClock:
     def time(
         self, run: Callable[[], Any], repeats: int = 1, before: Callable[[], Any] | None = None
     ) -> tuple[Any, float]:
-        """The value of the last run and the mean seconds of one; see :class:`bench.timing.Clock`."""
+        """The value of the last run and the mean seconds of one, as ``bench.timing.Clock`` says."""
         pairs, value = [], None
         for _ in range(repeats):
             value = None  # its memory is the next run's

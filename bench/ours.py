@@ -61,6 +61,35 @@ def filbert(setup: Setup) -> Engine:
     return Engine(forward)
 
 
+def bucket(tokens: int) -> int:
+    """A graph's size for so many tokens, among those that a user without their number would take:
+    32, 64, and multiples of 128."""
+    return next((size for size in (32, 64) if tokens <= size), -(-tokens // 128) * 128)
+
+
+def filbert_captured(setup: Setup) -> Engine:
+    """``filbert.capture``: the converted model as CUDA graphs, one launch for a whole forward.
+
+    It is given token ids on the CPU, as it asks for, so that copying them is timed.
+    """
+    if setup.device == "cpu":
+        raise Unavailable("CUDA graphs need a GPU")
+    capture = _public("capture", "capture")
+    model = _converted(setup)
+    batches = setup.workload.batches()
+    sizes = sorted({bucket(sum(batch.lengths)) for batch in batches})
+    try:
+        runner = capture(model, sizes, max_sequences=max(len(b.lengths) for b in batches))
+    except (ValueError, RuntimeError) as error:
+        raise Unavailable(f"capture() refused: {first_line(error)}") from error
+
+    def embed(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return runner(input_ids, attention_mask, pooling="mean")
+
+    note = f"graphs of {', '.join(map(str, sizes))} tokens"
+    return Engine(runner, embed=embed, host_inputs=True, note=note)
+
+
 def filbert_embed(setup: Setup) -> Engine:
     """``filbert.embed``: embeddings and pooling on packed rows too, nothing is ever unpacked."""
     if not setup.workload.pooled:

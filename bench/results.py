@@ -43,6 +43,13 @@ class Row:
     def key(self) -> str:
         return f"{self.workload}/{self.dtype}/{self.contestant}"
 
+    def ratios_of(self, other: Row) -> list[float]:
+        """How many times faster ``other`` is than this one, for every round that both ran in."""
+        mine, theirs = (
+            Timing(tuple(row.samples_s), tuple(row.rounds), row.inner) for row in (self, other)
+        )
+        return ratios(mine, theirs)
+
     def add_timing(self, own: Timing, reference: Timing | None) -> None:
         """Fills in the samples and everything that follows from them."""
         self.samples_s, self.rounds, self.inner = list(own.samples_s), list(own.rounds), own.inner

@@ -14,9 +14,22 @@ from .baselines import first_line
 from .check import check
 from .environment import wait_for_quiet
 from .results import Row, checked, unavailable
-from .timing import Contestant, Unavailable, race, timed
+from .timing import Clock, Contestant, Unavailable, WallClock, race
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def on_gpu(device: str) -> bool:
+    return device.startswith("cuda")
+
+
+def dtypes_on(device: str) -> list[str]:
+    """The dtypes that can be asked for there; filbert's CPU kernels have no float16."""
+    return [name for name in DTYPES if on_gpu(device) or name != "float16"]
+
+
+def default_dtypes(device: str) -> tuple[str, ...]:
+    return ("float16", "bfloat16") if on_gpu(device) else ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,27 @@ def matching(names: Sequence[str], patterns: Sequence[str], kind: str) -> list[s
     return [name for name in names if any(fnmatchcase(name.lower(), p) for p in lower)]
 
 
-def synchronizer(device: str) -> Callable[[], None] | None:
-    return torch.cuda.synchronize if device.startswith("cuda") else None
+def kernel_clock(options: Options) -> Clock:
+    """For single operators: on a GPU the device's own time, and a cold cache before every run."""
+    if not on_gpu(options.device):
+        return WallClock()
+    from .gpu_timing import EventClock
+
+    return EventClock.of(options.device)
+
+
+def caller_clock(options: Options) -> Clock:
+    """For whole models: what the caller waits for, launches included."""
+    return WallClock(torch.cuda.synchronize if on_gpu(options.device) else None)
+
+
+def ceilings_of(options: Options) -> dict[str, float] | None:
+    """What was measured of the GPU, see :func:`bench.gpu.ceilings`; None on the CPU."""
+    if not on_gpu(options.device):
+        return None
+    from .gpu import ceilings
+
+    return ceilings(options.device)
 
 
 def check_then_time(
@@ -75,6 +107,7 @@ def check_then_time(
     budget_s: float,
     min_sample_s: float,
     pause_s: float,
+    clock: Clock,
     exempt: frozenset[str] = frozenset(),
 ) -> list[Row]:
     """Builds every contestant, checks its answer, and races those whose answer is right.
@@ -85,20 +118,20 @@ def check_then_time(
         reference: the contestant that ratios are formed against.
         exempt: contestants that compute something else on purpose, such as the copy that bandwidth
             is compared with; they are checked against their own input by their builder.
+        clock: times the runs, the first one that is checked too.
 
     Returns:
         One row per contestant; only rows with status ``ok`` have times.
     """
     rows: dict[str, Row] = {}
     fit: list[Contestant] = []
-    synchronize = synchronizer(options.device)
     for name, build in builders.items():
         if not options.wants(f"{workload}/{dtype}/{name}") and name != reference:
             continue
         say(f"  {workload} {dtype}: checking {name}")
         try:
             contestant = build()
-            value, seconds = timed(contestant.run, synchronize)
+            value, seconds = clock.time(contestant.run, 1, contestant.before)
             got = contestant.result(value)
         except Unavailable as error:
             rows[name] = unavailable(workload, dtype, name, reference, str(error))
@@ -119,7 +152,7 @@ def check_then_time(
     say(f"  {workload} {dtype}: timing {', '.join(c.name for c in fit) or 'nobody'}")
     timings = race(
         fit, repeats=repeats, budget_s=budget_s, min_sample_s=min_sample_s, pause_s=pause_s,
-        synchronize=synchronize,
+        clock=clock,
         settle=(lambda: wait_for_quiet(options.wait_quiet_s)) if options.wait_quiet_s else None,
     )  # fmt: skip
     for c in fit:

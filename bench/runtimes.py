@@ -95,7 +95,7 @@ def onnx_runtime(setup: Setup) -> Engine:
     """ONNX Runtime on the CPU: all graph optimisations, and the BERT fusions before them."""
     _only_cpu(setup, "ONNX Runtime")
     if setup.dtype != torch.float32:
-        raise Unavailable("ONNX Runtime's CPU kernels for BERT have no bfloat16")
+        raise Unavailable("ONNX Runtime's CPU kernels for BERT compute in float32 only")
     try:
         ort = importlib.import_module("onnxruntime")
     except ImportError as error:

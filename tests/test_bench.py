@@ -152,7 +152,7 @@ def test_a_wrong_contestant_is_shown_and_not_timed():
              "absent": absent},
             torch.tensor([[1.0, 2.0]]),
             workload="w", dtype="float32", reference="base", tolerance=1e-3, options=Options(),
-            repeats=3, budget_s=0.2, min_sample_s=0.0, pause_s=0.0,
+            repeats=3, budget_s=0.2, min_sample_s=0.0, pause_s=0.0, clock=timing.WallClock(),
         )
     }  # fmt: skip
     assert rows["base"].status == "ok"
@@ -201,7 +201,7 @@ def _shifted_by_one_sequence(setup):
     return lambda ids, mask: model(input_ids=ids, attention_mask=mask).last_hidden_state.roll(1, 0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("mistake", [_without_mask, _without_one_bias, _shifted_by_one_sequence])
 def test_the_check_catches_the_mistakes_a_kernel_makes(mistake, dtype):
     setup = tiny_setup(e2e.DTYPES[dtype])
@@ -294,7 +294,7 @@ def test_sorted_batches_pad_less():
 
 
 @pytest.mark.parametrize("name", ["d64-max32", "d32-all16"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_attention_baselines_pass_their_check(name, dtype):
     mix = attn_varlen.WORKLOADS[name]
     qkv = attn_varlen.inputs(mix, attn_varlen.DTYPES[dtype], "cpu")

@@ -1,11 +1,22 @@
-"""One file per case. A case is a module with ``NAME``, ``ABOUT``, ``WORKLOADS`` and ``run``."""
+"""One file per case: a module with ``NAME``, ``ABOUT``, ``WORKLOADS``, ``RATE`` and ``run``.
+
+``RATE`` is what a row has beside its times: the figure's name, its unit, the factor to that unit.
+"""
 
 from __future__ import annotations
 
 from types import ModuleType
 
-from . import attn_varlen, e2e, memory, norm_residual
+from ..results import Report
+from . import attn_varlen, bias_gelu, e2e, gather_rows, memory, norm_residual
 
 CASES: dict[str, ModuleType] = {
-    case.NAME: case for case in (e2e, attn_varlen, norm_residual, memory)
+    case.NAME: case for case in (e2e, attn_varlen, norm_residual, bias_gelu, gather_rows, memory)
 }
+
+
+def rate(report: Report) -> tuple[str, str, float]:
+    """The rate of the report's case, in the unit that fits the device."""
+    case = CASES[report.case]
+    on_gpu = str(report.environment.get("device", "")).startswith("cuda")
+    return getattr(case, "RATE_ON_GPU", case.RATE) if on_gpu else case.RATE

@@ -2,51 +2,87 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import gpu_attention
+from ..gpu import floor_s
+from ..gpu_attention import VARLEN_ATTN, offsets
 from ..ours import compiled_filbert
 from ..results import Row
-from ..runner import DTYPES, Options, check_then_time, matching, say
+from ..runner import (
+    DTYPES,
+    Options,
+    ceilings_of,
+    check_then_time,
+    kernel_clock,
+    matching,
+    on_gpu,
+    say,
+)
 from ..timing import Contestant
 from ..workloads import uniform_lengths
 
 NAME = "attn_varlen"
-ABOUT = "packed attention: SDPA on padded input, an SDPA call per sequence, filbert"
+ABOUT = "packed attention: SDPA on padded input, an SDPA call per sequence, filbert; on a GPU also "
+ABOUT += "varlen_attn, flash-attn and FlexAttention"
 REFERENCE = "SDPA, padded"
 PER_SEQUENCE = "SDPA, call per sequence"
 RATE = ("flop_per_s", "GFLOP/s", 1e-9)
+RATE_ON_GPU = ("flop_per_s", "TFLOP/s", 1e-12)
 HEADS, BATCH = 12, 16
+#: sixteen sequences leave most of a GPU idle; there a batch has about this many tokens
+GPU_TOKENS = 32 << 10
 MAXIMA = (16, 32, 64, 128, 256, 512)
-#: relative error of the worst (token, head) row against float64 on the same inputs; bfloat16
-#: results are rounded to 8 bits, and the probabilities may be too
-TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
+#: relative error of the worst (token, head) row against float64 on the same inputs; 16-bit results
+#: are rounded, to 8 or 11 bits, and the probabilities may be too
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Sixteen sequences of one kind."""
+    """Sequences of one kind: sixteen, or as many as hold about ``tokens`` tokens."""
 
     dim: int
     maximum: int
     mixed: bool
+    tokens: int | None = None
 
     @property
     def name(self) -> str:
-        return f"d{self.dim}-{'max' if self.mixed else 'all'}{self.maximum}"
+        size = "" if self.tokens is None else f"-{self.tokens >> 10}k"
+        return f"d{self.dim}-{'max' if self.mixed else 'all'}{self.maximum}{size}"
 
     @property
+    def batch(self) -> int:
+        if self.tokens is None:
+            return BATCH
+        return round(self.tokens / (0.6 * self.maximum if self.mixed else self.maximum))
+
+    @cached_property
     def lengths(self) -> list[int]:
-        return uniform_lengths(BATCH, self.maximum) if self.mixed else [self.maximum] * BATCH
+        if not self.mixed:
+            return [self.maximum] * self.batch
+        return uniform_lengths(self.batch, self.maximum)
 
     @property
     def flop(self) -> float:
         """Multiplications and additions of both products on real tokens only."""
         return 4.0 * HEADS * self.dim * sum(length * length for length in self.lengths)
+
+    def moved(self, dtype: torch.dtype) -> int:
+        """Bytes that have to move: q, k and v in; out and a float32 lse for each row, out."""
+        return sum(self.lengths) * HEADS * (4 * self.dim * dtype.itemsize + 4)
+
+    def on(self, device: str) -> Mix:
+        """The mix with a batch that fills the device; its name then ends in the tokens."""
+        return replace(self, tokens=GPU_TOKENS) if on_gpu(device) else self
 
 
 WORKLOADS = {
@@ -77,23 +113,21 @@ def padded(mix: Mix, qkv: Tensor) -> Contestant:
 
     Padding and unpadding happen once per model there, so they are not timed here.
     """
-    lengths, size = mix.lengths, (BATCH, mix.maximum, HEADS, mix.dim)
+    lengths, size = mix.lengths, (mix.batch, mix.maximum, HEADS, mix.dim)
+    real = torch.arange(mix.maximum) < torch.tensor(lengths)[:, None]  # [B, S]
+    places = real.flatten().nonzero().squeeze(1).to(qkv.device)
     buffers = [qkv.new_zeros(size) for _ in range(3)]
-    mask = torch.zeros(BATCH, 1, 1, mix.maximum, dtype=torch.bool, device=qkv.device)
-    for s, rows in enumerate(qkv.split(lengths)):
-        mask[s, ..., : lengths[s]] = True
-        for buffer, part in zip(buffers, rows.unbind(1), strict=True):
-            buffer[s, : lengths[s]] = part
+    for buffer, part in zip(buffers, qkv.unbind(1), strict=True):
+        buffer.flatten(0, 1)[places] = part
     q, k, v = (buffer.transpose(1, 2) for buffer in buffers)
-    needed = mask if mix.mixed else None  # Hugging Face drops a mask that hides nothing
+    # Hugging Face drops a mask that hides nothing.
+    mask = real[:, None, None].to(qkv.device) if mix.mixed else None
 
     def run() -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=needed).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
-    def result(value: Tensor) -> Tensor:
-        return torch.cat([value[s, :length] for s, length in enumerate(lengths)])
-
-    return Contestant(REFERENCE, run, result)
+    note = f"{mix.batch} sequences" if mix.tokens else ""
+    return Contestant(REFERENCE, run, lambda value: value.flatten(0, 1)[places], note)
 
 
 def per_sequence(mix: Mix, qkv: Tensor) -> Contestant:
@@ -112,50 +146,78 @@ def per_sequence(mix: Mix, qkv: Tensor) -> Contestant:
 
 
 def ours(mix: Mix, qkv: Tensor) -> Contestant:
-    """filbert on views of the one QKV buffer, nothing copied."""
-    op = compiled_filbert().ops.attn_varlen
-    ends = torch.tensor([0, *mix.lengths]).cumsum(0).to(torch.int32).to(qkv.device)
+    """filbert on views of the one QKV buffer, nothing copied.
+
+    On a GPU the list of tiles is made beforehand: one forward makes it once for all its layers.
+    """
+    filbert = compiled_filbert()
+    op, ends = filbert.ops.attn_varlen, offsets(mix.lengths, qkv.device)
+    q, k, v = qkv.unbind(1)
+    longest, scale = mix.maximum, mix.dim**-0.5
+    rows = qkv.shape[0]
+    tiles = filbert.ops.attn_tiles(ends, ends, rows, rows) if qkv.is_cuda else None
+    return Contestant(
+        "filbert",
+        lambda: op(q, k, v, ends, ends, longest, longest, scale, tiles=tiles)[0],
+        lambda value: value,
+        "" if tiles is None else "the list of tiles is not timed",
+    )
+
+
+def ours_alone(mix: Mix, qkv: Tensor) -> Contestant:
+    """filbert called once: the list of tiles is made inside the call."""
+    op, ends = compiled_filbert().ops.attn_varlen, offsets(mix.lengths, qkv.device)
     q, k, v = qkv.unbind(1)
     longest, scale = mix.maximum, mix.dim**-0.5
     return Contestant(
-        "filbert",
+        "filbert, own tiles",
         lambda: op(q, k, v, ends, ends, longest, longest, scale)[0],
         lambda value: value,
     )
 
 
-BUILDERS: dict[str, Callable[[Mix, Tensor], Contestant]] = {
+Builder = Callable[[Mix, Tensor], Contestant]
+BUILDERS: dict[str, Builder] = {REFERENCE: padded, PER_SEQUENCE: per_sequence, "filbert": ours}
+GPU_BUILDERS: dict[str, Builder] = {
     REFERENCE: padded,
     PER_SEQUENCE: per_sequence,
+    VARLEN_ATTN: gpu_attention.varlen_attn,
+    gpu_attention.FLASH_ATTN: gpu_attention.flash_attn,
+    gpu_attention.FLEX_ATTENTION: gpu_attention.flex_attention,
     "filbert": ours,
+    "filbert, own tiles": ours_alone,
 }
 
 
 def run(options: Options) -> list[Row]:
-    """Checks and times the three ways on every mix of lengths asked for."""
+    """Checks and times every way there is on this device, on every mix of lengths asked for."""
     rows: list[Row] = []
-    chosen = matching(list(BUILDERS), options.baselines or ("*",), "--baseline")
+    known = GPU_BUILDERS if on_gpu(options.device) else BUILDERS
+    wanted = matching(list(known), options.baselines or ("*",), "--baseline")
+    chosen = {
+        n: b for n, b in known.items() if n in wanted or n == REFERENCE or n.startswith("filbert")
+    }
     for name in matching(list(WORKLOADS), options.workloads or ("*",), "--workload"):
-        mix = WORKLOADS[name]
-        say(f"{name}: {sum(mix.lengths)} tokens, {mix.flop / 1e9:.2f} GFLOP")
+        mix = WORKLOADS[name].on(options.device)
+        say(f"{mix.name}: {mix.batch} sequences, {sum(mix.lengths)} tokens, {mix.flop:.2g} flop")
         for dtype in options.dtypes:
             qkv = inputs(mix, DTYPES[dtype], options.device)
             found = check_then_time(
                 {
                     n: lambda build=build, qkv=qkv, mix=mix: build(mix, qkv)  # type: ignore[misc]
-                    for n, build in BUILDERS.items()
-                    if n in chosen or n in (REFERENCE, "filbert")
+                    for n, build in chosen.items()
                 },
                 right_answer(mix, qkv),
-                workload=name,
+                workload=mix.name,
                 dtype=dtype,
                 reference=REFERENCE,
                 tolerance=TOLERANCE[dtype],
                 options=options,
                 repeats=options.repeats or 25,
                 budget_s=options.budget_s or 2.0,
-                min_sample_s=0.004,
+                min_sample_s=0.0005 if on_gpu(options.device) else 0.004,
                 pause_s=0.0,
+                clock=kernel_clock(options),
             )
             for row in found:
                 row.axis = {
@@ -163,19 +225,27 @@ def run(options: Options) -> list[Row]:
                     "x": mix.maximum,
                     "x_label": "longest sequence (tokens)",
                 }
-            _add_figures(found, mix)
+            add_figures(found, mix, ceilings_of(options))
             rows += found
     return rows
 
 
-def _add_figures(rows: list[Row], mix: Mix) -> None:
+def add_figures(rows: list[Row], mix: Mix, ceiling: dict[str, float] | None) -> None:
+    """Rates, ratios to other baselines than the reference and, on a GPU, the share of the floor."""
     by_name = {row.contestant: row for row in rows}
-    other = by_name.get(PER_SEQUENCE)
     for row in rows:
-        if "median_s" not in row.figures:
+        own = row.figures.get("median_s")
+        if own is None:
             continue
-        row.figures["flop_per_s"] = mix.flop / row.figures["median_s"]
-        if other is not None and "median_s" in other.figures and row is not other:
-            row.figures["ratio_to_per_sequence"] = (
-                other.figures["median_s"] / row.figures["median_s"]
-            )
+        row.figures["flop_per_s"] = mix.flop / own
+        for name, figure in (
+            (PER_SEQUENCE, "ratio_to_per_sequence"),
+            (VARLEN_ATTN, "ratio_to_varlen_attn"),
+        ):
+            other = by_name.get(name)
+            if other is not None and other is not row and (seen := other.ratios_of(row)):
+                row.figures[figure] = statistics.median(seen)
+        if ceiling is not None:
+            moved = mix.moved(DTYPES[row.dtype])
+            row.figures["bytes_per_s"] = moved / own
+            row.figures["share_of_floor"] = floor_s(mix.flop, moved, ceiling) / own

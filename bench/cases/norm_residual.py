@@ -9,23 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import streams
 from ..ours import compiled_filbert
 from ..results import Row
-from ..runner import DTYPES, Options, check_then_time, matching, say
-from ..timing import Contestant, Unavailable
+from ..runner import DTYPES, Options, matching, say
+from ..timing import Contestant
 
 NAME = "norm_residual"
 ABOUT = "bias + residual + LayerNorm: eager PyTorch, filbert, and copies of as many bytes"
 REFERENCE = "F.layer_norm"
-#: the yardstick of bandwidth: a copy between two buffers that exist already
-COPY = "copy_"
-#: the same copy into memory fresh from the allocator, which every operator that returns a tensor
-#: writes to: beyond 32 MiB the system hands it out page by page
-CLONE = "clone"
-RATE = ("bytes_per_s", "GB/s", 1e-9)
+RATE = streams.RATE
 EPS = 1e-12
 #: relative error of the worst row against float64 on the same inputs
-TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 
 
 @dataclass(frozen=True)
@@ -55,9 +51,6 @@ class _Inputs:
 
         self.x, self.residual = random(size.rows, size.width), random(size.rows, size.width)
         self.bias, self.weight, self.beta = (random(size.width) for _ in range(3))
-        # A copy reads and writes what it is given once, so half of the bytes on either side.
-        values = 3 * size.rows * size.width // 2
-        self.source, self.target = random(values), torch.empty(values, dtype=dtype, device=device)
 
     def right_answer(self) -> Tensor:
         total = self.x.double() + self.bias.double() + self.residual.double()
@@ -96,30 +89,10 @@ def ours_in_place(given: _Inputs) -> Contestant:
     return Contestant("filbert, in place", run, lambda value: value.clone())
 
 
-def _a_copy(value: Tensor, given: _Inputs) -> Tensor:
-    """The copies are checked against what they copied, the only right answer they have."""
-    if not torch.equal(value, given.source):
-        raise Unavailable("the copy is not equal to its source")
-    return value
-
-
-def copy(given: _Inputs) -> Contestant:
-    def run() -> Tensor:
-        return given.target.copy_(given.source)
-
-    return Contestant(COPY, run, lambda value: _a_copy(value, given))
-
-
-def clone(given: _Inputs) -> Contestant:
-    return Contestant(CLONE, given.source.clone, lambda value: _a_copy(value, given))
-
-
 BUILDERS: dict[str, Callable[[_Inputs], Contestant]] = {
     REFERENCE: eager,
     "filbert": ours,
     "filbert, in place": ours_in_place,
-    COPY: copy,
-    CLONE: clone,
 }
 
 
@@ -132,33 +105,14 @@ def run(options: Options) -> list[Row]:
             moved = size.moved(DTYPES[dtype])
             say(f"{name} {dtype}: {moved / 2**20:.1f} MiB move")
             given = _Inputs(size, DTYPES[dtype], options.device)
-            found = check_then_time(
+            rows += streams.race_streams(
                 {n: lambda b=b, given=given: b(given) for n, b in BUILDERS.items()},  # type: ignore[misc]
                 given.right_answer(),
+                moved=moved,
                 workload=name,
                 dtype=dtype,
                 reference=REFERENCE,
                 tolerance=TOLERANCE[dtype],
                 options=options,
-                repeats=options.repeats or 25,
-                budget_s=options.budget_s or 3.0,
-                min_sample_s=0.004,
-                pause_s=0.0,
-                exempt=frozenset({COPY, CLONE}),
             )
-            _add_figures(found, moved)
-            rows += found
     return rows
-
-
-def _add_figures(rows: list[Row], moved: int) -> None:
-    by_name = {row.contestant: row.figures.get("median_s") for row in rows}
-    for row in rows:
-        own = row.figures.get("median_s")
-        if own is None:
-            continue
-        row.figures["bytes_per_s"] = moved / own
-        for name, figure in ((COPY, "share_of_copy"), (CLONE, "share_of_clone")):
-            theirs = by_name.get(name)
-            if theirs is not None:
-                row.figures[figure] = theirs / own

@@ -6,7 +6,7 @@ from ..results import Report, Row
 from .table import figure, seconds
 
 #: what has to be equal for seconds to be comparable; ratios are comparable anyway
-SAME = (("cpu", "model"), ("threads",), ("versions", "torch"), ("device",))
+SAME = (("cpu", "model"), ("gpu", "name"), ("threads",), ("versions", "torch"), ("device",))
 
 
 def _at(about: dict, path: tuple[str, ...]) -> object:

@@ -51,7 +51,9 @@ def _timed_cells(row: Row, rate: tuple[str, str, float], shares: list[str]) -> l
 def _share(figures: dict[str, float], name: str) -> str:
     if name not in figures:
         return "–"
-    return f"{figures[name]:.0%}" if name.startswith("share") else figure(figures[name])
+    if name.startswith("share"):
+        return f"{figures[name]:.0%}"
+    return figure(figures[name] * SCALES.get(name, 1.0))
 
 
 def _error(row: Row) -> str:
@@ -61,14 +63,21 @@ def _error(row: Row) -> str:
 #: figures that get a column where any row has them, and the column's title
 SHARES = {
     "ratio_to_per_sequence": "× SDPA per sequence",
+    "ratio_to_varlen_attn": "× varlen_attn",
+    "bytes_per_s": "GB/s",
+    "share_of_floor": "of the floor",
     "share_of_copy": "of a copy",
     "share_of_clone": "of a clone",
     "share_of_reference": "of the reference",
 }
+#: factors to the units that the titles name
+SCALES = {"bytes_per_s": 1e-9}
 
 
 def _block(rows: list[Row], rate: tuple[str, str, float], timed: bool) -> list[str]:
-    shares = [name for name in SHARES if any(name in row.figures for row in rows)]
+    shares = [
+        name for name in SHARES if name != rate[0] and any(name in row.figures for row in rows)
+    ]
     titles = [SHARES[name] for name in shares]
     if timed:
         head = ["median", "quartiles", "n", f"× {rows[0].reference}", rate[1], *titles]
@@ -113,6 +122,15 @@ def markdown(report: Report, rate: tuple[str, str, float]) -> str:
         taken = report.environment.get(f"cpu_share_of_other_{share}", 0.0)
         if taken >= 0.02:
             lines.append(f"{who} took {taken:.0%} of the processor meanwhile.")
+    ceilings = report.environment.get("gpu", {}).get("ceilings")
+    if ceilings and any("share_of_floor" in row.figures for row in report.rows):
+        lines.append(
+            f"The floor is the time of the fewest operations at "
+            f"{figure(ceilings['flop_per_s'] * 1e-12)} TFLOP/s or of the fewest bytes at "
+            f"{figure(ceilings['bytes_per_s'] * 1e-9)} GB/s, whichever is longer; both rates were "
+            "measured on this GPU, by a float16 matrix product and by a copy. "
+            "Caches are emptied before every run."
+        )
     if report.case != "memory":
         lines.append(
             "Ratios are medians (quartiles) of per-round ratios; "

@@ -1,0 +1,144 @@
+"""Every kernel on a handful of ragged shapes: what shows that a library works, and what the
+sanitizers watch.
+
+Inputs are made and answers are computed on the CPU, so that on the GPU little runs but filbert.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..check import row_error
+from ..runner import DTYPES, dtypes_on
+
+#: far above rounding and far below any mistake; the tests are the ones that are strict
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
+LENGTHS = ([5, 0, 1, 130, 17, 64, 3], [16, 32, 48, 20], [300, 2])
+WIDTHS = ((9, 384), (5, 33), (2, 1031))
+#: name of a call, the error of its result, the error it may have
+Outcome = tuple[str, float, float]
+
+
+def normal(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def offsets(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+
+def attention(device: str, dtype: str, dims: tuple[int, ...], features: bool) -> Iterator[Outcome]:
+    """Packed attention: views of one buffer, tensors of their own, biases and a window."""
+    from filbert import attn_tiles, attn_varlen, reference
+
+    for lengths in LENGTHS:
+        total, cu = sum(lengths), offsets(lengths)
+        there = cu.to(device)
+        tiles = attn_tiles(there, there, total, total) if device != "cpu" else None
+        slopes, bias, window = None, None, (-1, -1)
+        if features:
+            slopes, window = torch.tensor([0.5, 0.25, 0.125]), (40, 9)
+            bias = normal(total, dtype=torch.float32, seed=1)
+        moved = [None if t is None else t.to(device) for t in (slopes, bias)]
+        for dim in dims:
+            qkv = normal(total, 3, 3, dim, dtype=DTYPES[dtype])
+            q, k, v = qkv.double().unbind(1)
+            right, _ = reference.attn_varlen(q, k, v, cu, cu, 0, 0, dim**-0.5, slopes, window, bias)
+            views = qkv.to(device).unbind(1)
+            apart = [t.contiguous() for t in views]
+            for (q, k, v), made in ((views, None), (apart, tiles)):
+                out, _ = attn_varlen(
+                    q, k, v, there, there, 0, 0, dim**-0.5, moved[0], window, moved[1], made
+                )
+                name = f"attn_varlen {dtype} D={dim} {lengths}"
+                yield name, row_error(out.cpu(), right), TOLERANCE[dtype]
+
+
+def rows(device: str, dtype: str) -> Iterator[Outcome]:
+    """The row kernels, in place and not, with and without their optional operands."""
+    from filbert import bias_gelu_, gather_rows, norm_residual, norm_residual_
+
+    kind, limit = DTYPES[dtype], TOLERANCE[dtype]
+    for shape in WIDTHS:
+        x, residual = (normal(*shape, dtype=kind, seed=s) for s in (0, 1))
+        bias, weight, beta = normal(3, shape[1], dtype=kind, seed=2)
+        own_x, own_bias, own_residual, own_weight, own_beta = (
+            t.clone().to(device) for t in (x, bias, residual, weight, beta)
+        )
+        affine = (own_weight, own_beta, 1e-5)
+        width = (shape[1],)
+        total = x.double() + bias.double() + residual.double()
+        right = F.layer_norm(total, width, weight.double(), beta.double(), 1e-5)
+        out = norm_residual(own_x, own_bias, own_residual, *affine)
+        yield f"norm_residual {dtype} {shape}", row_error(out.cpu(), right), limit
+        norm_residual_(own_x, own_bias, own_residual, *affine)
+        yield f"norm_residual_ {dtype} {shape}", row_error(own_x.cpu(), right), limit
+        plain = norm_residual(x.to(device), None, None, *affine)
+        right = F.layer_norm(x.double(), width, weight.double(), beta.double(), 1e-5)
+        yield f"norm_residual {dtype} {shape} alone", row_error(plain.cpu(), right), limit
+        for form in ("none", "tanh"):
+            out = bias_gelu_(x.clone().to(device), own_bias, form)
+            right = F.gelu(x.double() + bias.double(), approximate=form)
+            yield f"bias_gelu_ {dtype} {shape} {form}", row_error(out.cpu(), right), limit
+        index = torch.tensor([shape[0] - 1, -1, 0, shape[0], 1])
+        right = x[index.clamp(0, shape[0] - 1)]
+        right[[1, 3]] = 0
+        out = gather_rows(x.to(device), index.to(device))
+        yield f"gather_rows {dtype} {shape}", row_error(out.cpu(), right), 0.0
+
+
+def outcomes(device: str, quick: bool) -> Iterator[Outcome]:
+    """All calls, or with ``quick`` one attention."""
+    if quick:
+        yield from attention(device, "float16" if device != "cpu" else "float32", (64,), False)
+        return
+    for dtype in dtypes_on(device):
+        yield from attention(device, dtype, (32, 64, 128, 40), False)
+        yield from attention(device, dtype, (64,), True)
+        yield from rows(device, dtype)
+
+
+def missing(device: str) -> str | None:
+    """Why filbert's kernels cannot run on that device, or None if they can."""
+    from filbert import _load
+
+    reason = _load.missing.get("ops") or (_load.missing.get("cuda") if device != "cpu" else None)
+    if reason:
+        return reason
+    key = "CPU" if device == "cpu" else "CUDA"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("filbert::attn_varlen", key):
+        return f"the libraries are loaded, but attn_varlen has no kernel for {key}"
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="runs every kernel on small ragged shapes")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="one attention only")
+    given = parser.parse_args()
+    if (why := missing(given.device)) is not None:
+        print(why)
+        return 1
+    count, bad = 0, []
+    for name, error, limit in outcomes(given.device, given.quick):
+        count += 1
+        if not error <= limit:  # a NaN is wrong too
+            bad.append(f"{name}: error {error:.2g}, allowed {limit:.0e}")
+    for line in bad:
+        print(line)
+    built = ""
+    if given.device != "cpu":
+        built = f", built for {torch.ops.filbert.cuda_architectures()}"
+    print(f"{count} calls, {len(bad)} wrong{built}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

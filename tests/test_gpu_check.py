@@ -1,0 +1,365 @@
+"""`make gpu-check` on a machine without a GPU: it says so, and every part of it works."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from bench.gpu_check import exercise, libraries, process, report, sanitizer
+from bench.gpu_check.process import FAILED, NOT_RUN, PASSED, Deadline, Ended
+
+ROOT = Path(__file__).parents[1]
+#: no GPU, whatever the machine has
+BLIND = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT / "python")}
+LIBRARIES = ROOT / "build" / "dev"
+
+
+def gpu_check(*arguments, **environ):
+    command = [sys.executable, "-m", "bench.gpu_check", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env=BLIND | environ, capture_output=True, text=True, timeout=300
+    )
+
+
+def ended(status=0, output="", cut=False, seconds=3.0):
+    return Ended(status, output, seconds, cut)
+
+
+# The whole of it
+
+
+def test_without_a_gpu_it_says_so_in_a_line_and_fails(tmp_path):
+    done = gpu_check(OUT=str(tmp_path / "out"))
+    assert done.returncode == 1
+    (line,) = done.stdout.splitlines()
+    assert "needs an NVIDIA GPU" in line
+    assert torch.__version__ in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_why_no_gpu_tells_a_cpu_torch_from_a_machine_without_one(monkeypatch):
+    main = importlib.import_module("bench.gpu_check.__main__")
+    monkeypatch.setattr(main, "torch", SimpleNamespace(
+        __version__="2.11.0", version=SimpleNamespace(cuda=None),
+        cuda=SimpleNamespace(is_available=lambda: False),
+    ))  # fmt: skip
+    assert "without CUDA" in main.why_no_gpu()
+    main.torch.version.cuda = "13.0"
+    assert "sees no GPU" in main.why_no_gpu()
+    main.torch.cuda.is_available = lambda: True
+    assert main.why_no_gpu() is None
+
+
+def test_make_needs_no_environment_of_its_own():
+    done = subprocess.run(
+        ["make", "-n", "gpu-check", "PYTHON=some-python"], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": "/elsewhere"},
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "PYTHONPATH=python:/elsewhere some-python -m bench.gpu_check"
+    ]
+
+
+def test_a_rehearsal_runs_every_kind_of_step_and_leaves_three_files(tmp_path):
+    if not (LIBRARIES / "libfilbert_ops.so").exists():
+        pytest.skip("the libraries are not in build/dev: filbert was installed in another way")
+    done = gpu_check("--rehearse", OUT=str(tmp_path), FILBERT_LIBRARY_DIR=str(LIBRARIES))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "gpu-check.json", "gpu-check.md", "gpu-check.log"
+    }  # fmt: skip
+    data = json.loads((tmp_path / "gpu-check.json").read_text())
+    assert data["schema"] == report.SCHEMA
+    assert data["passed"] is True
+    steps = {step["name"]: step for step in data["steps"]}
+    assert steps["libraries"]["data"]["origin"] == "given"
+    assert set(steps["libraries"]["data"]["sha256"]) >= {"libfilbert_ops.so"}
+    assert data["tests"]["passed"] > 0
+    assert data["tests"]["failed"] == 0
+    assert {bench["case"] for bench in data["bench"]} == {"attn_varlen", "gather_rows"}
+    assert data["environment"]["filbert"]["compiled"] is True
+    assert {aim["verdict"] for aim in data["aims"]} == {"not run"}
+    table = (tmp_path / "gpu-check.md").read_text()
+    assert "## gather_rows" in table
+    assert "✓ passed" in done.stdout
+    assert str(ROOT) not in table + json.dumps(data)
+    assert "passed" in (tmp_path / "gpu-check.log").read_text()
+
+
+def test_without_libraries_nothing_else_runs_and_the_report_says_why(tmp_path):
+    done = gpu_check("--rehearse", "--out", tmp_path, "--libraries", tmp_path / "empty")
+    assert done.returncode == 1
+    data = json.loads((tmp_path / "gpu-check.json").read_text())
+    assert [step["name"] for step in data["steps"]] == ["libraries"]
+    assert "no libfilbert_ops.so in empty" in data["steps"][0]["details"][0]
+    assert "Something failed" in (tmp_path / "gpu-check.md").read_text()
+
+
+# Programs with a time limit
+
+
+def test_run_keeps_output_and_status():
+    found = process.run([sys.executable, "-c", "print('hello'); raise SystemExit(3)"], 60)
+    assert (found.status, found.output, found.cut) == (3, "hello\n", False)
+    assert found.how == "ended with status 3"
+    assert process.run(["/no/such/program"], 5).status == 127
+
+
+def test_a_program_beyond_its_limit_is_interrupted_so_that_it_can_still_report():
+    code = """
+import time
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("wrote its report")
+"""
+    found = process.run([sys.executable, "-u", "-c", code], 4.0)
+    assert found.cut
+    assert "wrote its report" in found.output
+    assert found.seconds < 30
+
+
+@pytest.mark.parametrize("stubborn", [False, True], ids=["obeys", "ignores"])
+def test_a_program_beyond_its_limit_goes_with_all_its_children(monkeypatch, tmp_path, stubborn):
+    monkeypatch.setattr(process, "GRACE_S", 0.5)
+    alive = tmp_path / "alive"
+    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    child = tmp_path / "child.py"
+    child.write_text(
+        f"{ignore}\nimport pathlib, time\n"
+        f"while True: pathlib.Path({str(alive)!r}).touch(); time.sleep(0.05)\n"
+    )
+    code = f"""
+import subprocess, sys, time
+{ignore if stubborn else ""}
+subprocess.Popen([sys.executable, {str(child)!r}])
+time.sleep(60)
+"""
+    found = process.run([sys.executable, "-c", code], 4.0)
+    assert found.cut
+    assert found.how.startswith("stopped after")
+    assert alive.exists()
+    time.sleep(0.3)
+    alive.unlink()
+    time.sleep(0.3)
+    assert not alive.exists()
+
+
+def test_a_deadline_gives_what_is_left_and_nothing_where_that_is_too_little():
+    assert Deadline(1000.0).limit(90.0, 20.0) == 90.0
+    kept_back = process.GRACE_S + process.RESERVE_S
+    assert Deadline(50.0 + kept_back).limit(90.0, 20.0) == pytest.approx(50.0, abs=1)
+    assert Deadline(10.0 + kept_back).limit(90.0, 20.0) is None
+    assert Deadline(0.0).left_s == 0.0
+
+
+# Libraries
+
+
+class Programs:
+    """Stands for running programs: says how each ends, remembers what was asked."""
+
+    def __init__(self, *ends):
+        self.ends, self.calls = list(ends), []
+
+    def __call__(self, command, limit_s, env):
+        self.calls.append((list(command), env))
+        return self.ends.pop(0)
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A GPU machine with nvcc, and a tree in ``tmp_path``."""
+    monkeypatch.setattr(libraries, "ROOT", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(libraries, "toolkit", lambda program: f"/toolkit/{program}")
+    return tmp_path
+
+
+def built(folder):
+    folder.mkdir(parents=True)
+    for name in libraries.NAMES:
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+WORKS = ended(0, "6 calls, 0 wrong, built for sm 90, CUDA 13.0\n")
+
+
+def test_libraries_that_work_are_taken_and_told_apart(machine):
+    folder = built(machine / "given")
+    run = Programs(WORKS)
+    found = libraries.Libraries(folder, "cuda", run)
+    step = found.find(Deadline(400))
+    assert step.status == PASSED
+    assert found.folder == folder
+    assert step.data["origin"] == "given"
+    assert "sm 90" in step.details[0]
+    assert step.data["sha256"]["libfilbert_ops.so"] != step.data["sha256"]["libfilbert_cuda.so"]
+    ((command, env),) = run.calls
+    assert command[-2:] == ["--device", "cuda"]
+    assert env["FILBERT_LIBRARY_DIR"] == str(folder)
+    assert env["PYTHONPATH"].split(os.pathsep)[0] == str(machine / "python")
+
+
+def test_libraries_that_do_not_run_here_are_built_for_this_gpu(machine):
+    built(machine / "build" / "dev")
+
+    class Build(Programs):
+        def __call__(self, command, limit_s, env):
+            if "--build" in command:
+                built(machine / "build" / "gpu")
+            return super().__call__(command, limit_s, env)
+
+    run = Build(ended(1, "GLIBC_2.99 not found\n"), ended(), ended(), WORKS)
+    found = libraries.Libraries(None, "cuda", run)
+    step = found.find(Deadline(400))
+    assert step.status == PASSED
+    assert found.folder == machine / "build" / "gpu"
+    assert step.data["origin"] == "built here"
+    assert "GLIBC_2.99 not found" in step.data["tried"][0]
+    (configure, env), (build, _) = run.calls[1:3]
+    for setting in (
+        "-DFILBERT_CUDA=ON", "-DFILBERT_CUDA_ARCHS=90", "-DFILBERT_PYTHON_MODULE=OFF",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ):  # fmt: skip
+        assert setting in configure
+    assert env["CUDACXX"] == os.environ.get("CUDACXX", "/toolkit/nvcc")
+    assert build[-4:-1] == ["--build", str(machine / "build" / "gpu"), "--parallel"]
+    assert run.calls[3][1]["FILBERT_LIBRARY_DIR"] == str(machine / "build" / "gpu")
+
+
+def test_a_build_that_fails_is_told_with_its_last_lines(machine):
+    run = Programs(ended(), ended(2, "many lines\nattn_varlen.cu: error: expected a ;\n"))
+    found = libraries.Libraries(None, "cuda", run)
+    step = found.find(Deadline(400))
+    assert step.status == FAILED
+    assert found.folder is None
+    assert "no libfilbert_ops.so and no libfilbert_cuda.so" in step.details[0]
+    assert "expected a ;" in step.details[1]
+    assert any("expected a ;" in output for _, output in found.log)
+
+
+@pytest.mark.parametrize(
+    ("limit", "tool", "reason"), [(400, None, "no nvcc"), (15, "/nvcc", "no time was left")]
+)
+def test_what_cannot_be_built_says_why(machine, monkeypatch, limit, tool, reason):
+    monkeypatch.delenv("CUDACXX", raising=False)
+    monkeypatch.setattr(libraries, "toolkit", lambda program: tool)
+    step = libraries.Libraries(None, "cuda", Programs()).find(Deadline(limit))
+    assert step.status == FAILED
+    assert reason in step.details[1]
+
+
+def test_the_toolkit_is_found_off_the_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    program = tmp_path / "cuda" / "bin" / "a-program-of-no-other-toolkit"
+    assert libraries.toolkit(program.name) is None
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert libraries.toolkit(program.name) == str(program)
+
+
+# What the sanitizers watch
+
+
+def worst(found):
+    return [(name, error, limit) for name, error, limit in found if not error <= limit]
+
+
+def test_the_exercise_passes_on_the_cpu_and_names_what_is_wrong(monkeypatch, capsys):
+    assert worst(exercise.outcomes("cpu", False)) == []
+    monkeypatch.setattr(sys, "argv", ["exercise", "--device", "cpu", "--quick"])
+    assert exercise.main() == 0
+    assert "0 wrong" in capsys.readouterr().out
+    filbert = importlib.import_module("filbert")
+    right = filbert.attn_varlen
+
+    def forgets_the_last_row(*args, **kwargs):
+        out, lse = right(*args, **kwargs)
+        out[-1] = float("nan")
+        return out, lse
+
+    monkeypatch.setattr(filbert, "attn_varlen", forgets_the_last_row)
+    assert exercise.main() == 1
+    printed = capsys.readouterr().out
+    assert "attn_varlen float32 D=64 [300, 2]: error inf" in printed
+    assert "6 wrong" in printed
+
+
+def test_the_exercise_passes_on_the_cuda_source_run_by_the_host(monkeypatch, hostcuda):
+    from filbert import ops
+
+    monkeypatch.setattr(ops, "_kernels", lambda: hostcuda)
+    monkeypatch.setattr(exercise, "dtypes_on", lambda device: ["float16"])
+    found = list(exercise.outcomes("cpu", False))
+    assert any("float16 D=128" in name for name, _, _ in found)
+    assert worst(found) == []
+
+
+def test_the_exercise_tells_missing_libraries_and_missing_kernels(monkeypatch, capsys):
+    from filbert import _load
+
+    monkeypatch.setattr(sys, "argv", ["exercise"])
+    monkeypatch.setitem(_load.missing, "cuda", "libfilbert_cuda could not be loaded: no glibc")
+    assert exercise.main() == 1
+    assert "no glibc" in capsys.readouterr().out
+    monkeypatch.delitem(_load.missing, "cuda")
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: False)
+    assert exercise.main() == 1
+    assert "no kernel for CUDA" in capsys.readouterr().out
+
+
+MEMCHECK = """\
+========= COMPUTE-SANITIZER
+========= Invalid __global__ read of size 2 bytes
+=========     at filbert::attn_varlen_kernel+0x1a0
+========= Program hit nothing else
+144 calls, 0 wrong
+========= ERROR SUMMARY: 1 error
+"""
+CLEAN = "========= COMPUTE-SANITIZER\n144 calls, 0 wrong\n========= ERROR SUMMARY: 0 errors\n"
+UNSUPPORTED = "========= COMPUTE-SANITIZER\n========= Error: Device not supported.\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "words"),
+    [
+        (ended(0, CLEAN), PASSED, "ERROR SUMMARY: 0 errors"),
+        (ended(sanitizer.FOUND, MEMCHECK), FAILED, "Invalid __global__ read of size 2 bytes"),
+        (ended(1, CLEAN), FAILED, "ended with status 1"),
+        (ended(-9, "=========", cut=True), FAILED, "stopped after 3 s"),
+        (ended(999, UNSUPPORTED), NOT_RUN, "does not support this device"),
+    ],
+    ids=["clean", "found", "wrong", "cut", "unsupported"],
+)
+def test_sanitizer_outcomes(how, status, words):
+    found, details = sanitizer.outcome("memcheck", how)
+    assert found == status
+    assert any(words in line for line in details)
+
+
+def test_the_sanitizer_watches_each_tensor_as_an_allocation(monkeypatch):
+    monkeypatch.setattr(sanitizer, "toolkit", lambda program: f"/toolkit/{program}")
+    run = Programs(ended(0, CLEAN))
+    step, output = sanitizer.check("racecheck", Deadline(400), {"A": "b"}, run)
+    assert step.status == PASSED
+    assert output == CLEAN
+    ((command, env),) = run.calls
+    assert command[:3] == ["/toolkit/compute-sanitizer", "--tool", "racecheck"]
+    assert command[command.index("--error-exitcode") + 1] == str(sanitizer.FOUND)
+    assert command[-2:] == ["-m", "bench.gpu_check.exercise"]
+    assert env == {"A": "b", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    assert sanitizer.check("racecheck", Deadline(20), {}, run)[0].status == NOT_RUN
+    monkeypatch.setattr(sanitizer, "toolkit", lambda program: None)
+    assert "neither on PATH" in sanitizer.check("memcheck", Deadline(400), {}, run)[0].details[0]

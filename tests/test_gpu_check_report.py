@@ -1,0 +1,334 @@
+"""What `make gpu-check` reads from tests, what it times, its aims, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+from bench import cli, environment, results
+from bench.cases import CASES, attn_varlen, e2e
+from bench.gpu_check import aims, benches, report, testing
+from bench.gpu_check.process import FAILED, NOT_RUN, PASSED, Deadline, Ended, Step
+from bench.results import Report, Row
+from bench.timing import Timing
+
+from stand_in_gpu import CEILING, stand_in
+
+ROOT = Path(__file__).parents[1]
+
+
+def ended(status=0, output="", cut=False, seconds=3.0):
+    return Ended(status, output, seconds, cut)
+
+
+# Tests
+
+
+JUNIT = """<?xml version="1.0" encoding="utf-8"?>
+<testsuites name="pytest tests"><testsuite name="pytest" errors="1" failures="1" skipped="1"
+ tests="4" time="1.0">
+<testcase classname="tests.test_attn_varlen" name="test_lengths[ragged-cuda]" time="0.1"/>
+<testcase classname="tests.test_attn_varlen" name="test_any_scale[cuda-2.0]" time="0.1">
+<failure message="AssertionError: error 3 in /home/someone/filbert/tests/tolerances.py&#10;more">
+trace</failure></testcase>
+<testcase classname="tests.test_attn_varlen" name="test_opcheck[cuda]" time="0.1">
+<error message="RuntimeError: CUDA error: an illegal memory access">trace</error></testcase>
+<testcase classname="tests.test_attn_varlen" name="test_large[cuda]" time="0.1">
+<skipped message="no room">skip</skipped></testcase>
+</testsuite></testsuites>
+"""
+
+
+@pytest.fixture
+def junit(tmp_path):
+    path = tmp_path / "junit.xml"
+    path.write_text(JUNIT)
+    return path
+
+
+def test_junit_counts_and_first_lines(junit):
+    found = testing.read_junit(junit)
+    assert str(found) == "1 passed, 2 failed, 1 skipped"
+    assert found.failed == [
+        "test_attn_varlen::test_any_scale[cuda-2.0]: AssertionError: error 3 in tolerances.py",
+        "test_attn_varlen::test_opcheck[cuda]: RuntimeError: CUDA error: an illegal memory access",
+    ]
+
+
+def test_a_junit_file_that_is_absent_or_cut_short_counts_nothing(junit):
+    junit.write_text(JUNIT[:400])
+    assert testing.read_junit(junit) is None
+    assert testing.read_junit(junit.with_name("absent.xml")) is None
+
+
+GOOD = testing.Counts(tests=5, skipped=1)
+BAD = testing.Counts(tests=20, failures=15, failed=[f"test{i}: wrong" for i in range(15)])
+
+
+@pytest.mark.parametrize(
+    ("how", "counts", "status", "details"),
+    [
+        (ended(0), GOOD, PASSED, ["4 passed, 0 failed, 1 skipped"]),
+        (ended(1), BAD, FAILED, ["5 passed, 15 failed", "test0: wrong", "and 3 more"]),
+        (ended(5), testing.Counts(), FAILED, ["no test of this backend"]),
+        (ended(0), testing.Counts(tests=1, skipped=1), FAILED, ["0 passed"]),
+        (ended(2, cut=True), GOOD, FAILED, ["4 passed", "the rest did not run"]),
+        (ended(-11, "Fatal Python error\n"), None, FAILED, ["signal SIGSEGV", "Fatal Python"]),
+        (ended(4), GOOD, FAILED, ["ended with status 4"]),
+    ],
+    ids=["good", "bad", "none", "skipped", "cut", "crash", "usage"],
+)
+def test_outcomes_of_a_test_file(how, counts, status, details):
+    step = testing.outcome("test_x.py", how, counts)
+    assert step.status == status
+    text = "\n".join(step.details)
+    for detail in details:
+        assert detail in text
+
+
+def test_every_test_file_of_the_check_exists_and_absent_ones_are_said():
+    for file in testing.FILES:
+        assert (ROOT / "tests" / file).exists(), file
+    step, _ = testing.run_file("test_of_another_day.py", "cuda", 60.0, {})
+    assert step.status == NOT_RUN
+    assert testing.run_file(testing.FILES[0], "cuda", None, {})[0].status == NOT_RUN
+
+
+# Benches
+
+
+def test_every_planned_bench_asks_for_what_exists():
+    for bench in benches.plan():
+        command = bench.command(Path("x.json"))
+        given = cli.parser().parse_args(command[3:])
+        assert command[1:3] == ["-m", "bench"]
+        assert given.device == "cuda"
+        assert given.dtype == ("float16",)
+        case = CASES[given.case]
+        known = {
+            "attn_varlen": list(attn_varlen.GPU_BUILDERS),
+            "e2e": list(e2e.BASELINES),
+        }.get(given.case, [])
+        for patterns, names in ((given.workload, list(case.WORKLOADS)), (given.baseline, known)):
+            for pattern in patterns:
+                matching = [n for n in names if fnmatchcase(n.lower(), pattern.lower())]
+                assert matching, (bench.name, pattern)
+        assert bench.least_s < bench.most_s
+
+
+def test_the_plan_measures_every_aim_and_fits_the_time_in_order():
+    asked = [cli.parser().parse_args(b.command(Path("x"))[3:]) for b in benches.plan()]
+    workloads = {
+        Path(name).name
+        for given in asked
+        for pattern in given.workload
+        for name in CASES[given.case].WORKLOADS
+        if fnmatchcase(name, pattern)
+    }
+    assert {"d64-max16", "d64-max64", "d64-max512", "d32-max256"} <= workloads
+    assert {"bert-base-256", "query-bert-base"} <= workloads
+    assert {given.case for given in asked} == set(CASES) - {"memory"}
+    assert [given.case for given in asked[:3]] == ["attn_varlen", "e2e", "e2e"]
+
+
+def bench_row(who, status="ok", reason="", workload="w", dtype="float16", case_samples=(1.0,)):
+    row = Row(workload, dtype, who, "base", status, reason)
+    if status == "ok":
+        own = Timing(tuple(case_samples), tuple(range(len(case_samples))), 1)
+        row.add_timing(own, None)
+    return row
+
+
+def made_report(*rows, case="attn_varlen"):
+    about = environment.environment("cpu", 2)
+    return Report(case, about, {}, list(rows))
+
+
+@pytest.mark.parametrize(
+    ("how", "rows", "status", "details"),
+    [
+        (ended(0), [bench_row("filbert"), bench_row("base")], PASSED, ["2 of 2 rows"]),
+        (
+            ended(0), [bench_row("filbert"), bench_row("x", "unavailable", "not here")], PASSED,
+            ["1 of 2 rows", "x: not here"],
+        ),
+        (
+            ended(0), [bench_row("filbert", "wrong", "wrong result"), bench_row("base")], FAILED,
+            ["filbert: wrong result"],
+        ),
+        (
+            ended(0), [bench_row("filbert (captured)", "unavailable", "no capture()")], FAILED,
+            ["filbert (captured): no capture()"],
+        ),
+        (ended(0), [bench_row("base")], FAILED, ["no row of filbert's"]),
+        (ended(1), [bench_row("filbert")], FAILED, ["1 of 1 rows"]),
+        (ended(2, "bench: --device: got 'cuda'\n"), None, FAILED, ["no report", "--device"]),
+    ],
+    ids=["good", "baseline", "wrong", "absent", "nobody", "status", "crash"],
+)  # fmt: skip
+def test_outcomes_of_a_bench(how, rows, status, details):
+    step = benches.outcome("x", how, None if rows is None else made_report(*rows))
+    assert step.status == status
+    text = "\n".join(step.details)
+    for detail in details:
+        assert detail in text
+
+
+def test_a_bench_that_leaves_no_report_or_has_no_time_is_told():
+    bench = benches.plan()[0]
+    step, found, output = benches.time_one(bench, Deadline(400), {}, lambda *_: ended(1, "boom\n"))
+    assert (step.status, found, output) == (FAILED, None, "boom\n")
+    assert "boom" in step.details
+    step, found, _ = benches.time_one(bench, Deadline(20), {})
+    assert (step.status, found) == (NOT_RUN, None)
+
+
+# Aims
+
+
+def attention_report(times, bandwidth=0.0):
+    """d64-max64: samples of each contestant, and filbert's bytes per second."""
+    rows = [
+        bench_row(who, workload="d64-max64-32k", case_samples=samples)
+        for who, samples in times.items()
+    ]
+    for row in rows:
+        row.figures["bytes_per_s"] = bandwidth
+    found = made_report(*rows)
+    found.environment["gpu"] = {"name": "G", "driver": "1", "ceilings": dict(CEILING)}
+    return found
+
+
+def verdicts(*reports):
+    return {v.what: v for v in aims.judge(list(reports))}
+
+
+AGAINST_VARLEN = "attention float16 D=64 H=12, mixed lengths up to 64, against varlen_attn"
+OF_BANDWIDTH = "attention float16 D=64 H=12, mixed lengths up to 64, of the memory bandwidth"
+CAPTURED = "BERT-base float16, one text of 32 tokens, captured, against HF eager"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "verdict", "got"),
+    [
+        ([2.0, 20.0], "met", "2.00×"),
+        ([1.0, 10.0], "missed", "1.00×"),
+        ([0.5, 5.0], "missed", "0.50×"),
+    ],
+)
+def test_attention_has_to_be_faster_than_varlen_attn_not_as_fast(theirs, verdict, got):
+    found = verdicts(attention_report({"filbert": [1.0, 10.0], "varlen_attn": theirs}))
+    assert (found[AGAINST_VARLEN].verdict, found[AGAINST_VARLEN].got) == (verdict, got)
+    assert found[AGAINST_VARLEN].need == "> 1.00×"
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(0.8, "met"), (0.799, "missed")])
+def test_short_attention_is_held_to_the_measured_bandwidth(rate, verdict):
+    found = verdicts(attention_report({"filbert": [1.0]}, rate * CEILING["bytes_per_s"]))
+    assert found[OF_BANDWIDTH].verdict == verdict
+    assert found[OF_BANDWIDTH].need == "≥ 80.0%"
+
+
+def whole_models(**seconds):
+    return made_report(
+        *(bench_row(who.replace("_", " "), workload="bert-base-256", case_samples=(s, s))
+          for who, s in seconds.items()),
+        case="e2e",
+    )  # fmt: skip
+
+
+def test_models_are_held_to_their_factors():
+    query = made_report(
+        bench_row("HF eager", workload="query-bert-base", case_samples=(4.0,)),
+        bench_row("filbert (captured)", workload="query-bert-base"),
+        case="e2e",
+    )
+    compiled = bench_row("torch.compile", workload="bert-base-256", case_samples=(1.4, 1.4))
+    batch = whole_models(HF_SDPA=2.0, filbert=1.0)
+    batch.rows.append(compiled)
+    found = verdicts(batch, query)
+    kept = {what: v.verdict for what, v in found.items() if what.startswith("BERT-base")}
+    assert kept == {
+        "BERT-base float16, 16 texts up to 256 tokens, against HF SDPA": "met",
+        "BERT-base float16, 16 texts up to 256 tokens, against torch.compile": "missed",
+        CAPTURED: "met",
+    }
+
+
+def test_what_was_not_measured_says_which_row_and_why():
+    refused = made_report(
+        bench_row("HF eager", workload="query-bert-base"),
+        bench_row("filbert (captured)", "unavailable", "no capture()", workload="query-bert-base"),
+        case="e2e",
+    )
+    found = verdicts(refused, attention_report({"filbert": [1.0]}))
+    assert found[CAPTURED].verdict == "not run"
+    assert found[CAPTURED].reason == "query-bert-base, filbert (captured): no capture()"
+    assert found[AGAINST_VARLEN].reason == "d64-max64-32k, varlen_attn: not timed"
+    assert {v.verdict for v in verdicts().values()} == {"not run"}
+
+
+def test_ratios_are_never_formed_between_processes():
+    apart = [attention_report({who: [1.0]}) for who in ("filbert", "varlen_attn")]
+    assert verdicts(*apart)[AGAINST_VARLEN].verdict == "not run"
+    other_dtype = attention_report({"filbert": [1.0], "varlen_attn": [2.0]})
+    for row in other_dtype.rows:
+        row.dtype = "bfloat16"
+    assert verdicts(other_dtype)[AGAINST_VARLEN].verdict == "not run"
+
+
+def test_an_aim_for_each_promise():
+    assert len(aims.aims()) == 4 + 3 + 2 + 1
+    assert len({aim.what for aim in aims.aims()}) == len(aims.aims())
+
+
+# The report
+
+
+@pytest.fixture
+def findings(monkeypatch):
+    stand_in(monkeypatch)
+    about = environment.environment("cuda", 16)
+    made = report.Findings(about)
+    made.steps = [
+        Step("libraries", PASSED, 5.0, ["given: 6 calls, 0 wrong"]),
+        Step("tests: a", PASSED, 9.0, ["3 passed"], {"passed": 3, "failed": 0, "skipped": 1}),
+        Step("tests: b", FAILED, 9.0, ["x | y in /home/a/b.py"], {"passed": 2, "failed": 1}),
+        Step("sanitizer: memcheck", NOT_RUN, 0.0, ["no time was left"]),
+    ]
+    made.outputs = [("tests: b", "x" * 300_000 + "the end")]
+    made.add(attention_report({"filbert": [1.0], "varlen_attn": [2.0]}, 2.7e12))
+    return made
+
+
+def test_the_report_holds_everything_in_three_flat_files(findings, tmp_path):
+    findings.save(tmp_path / "out")
+    files = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in files] == ["gpu-check.json", "gpu-check.log", "gpu-check.md"]
+    data = json.loads(files[0].read_text())
+    assert data["tests"] == {"passed": 5, "failed": 1, "skipped": 1}
+    assert data["passed"] is False
+    assert data["environment"]["gpu"]["ceilings"] == CEILING
+    assert data["environment"]["gpu"]["name"] == "NVIDIA H100"
+    assert data["bench"][0]["schema"] == results.SCHEMA
+    assert data["bench"][0]["rows"][0]["samples_s"] == [1.0]
+    table = files[2].read_text()
+    for text in (
+        "NVIDIA H100", "5 passed, 1 failed, 1 skipped", "✗ failed", "– not run", "x \\| y in b.py",
+        "132 multiprocessors", "3000 GB/s copied", "## Aims", "2.00× | met", "90.0% | met",
+        "### d64-max64-32k, float16", "Something failed",
+    ):  # fmt: skip
+        assert text in table, text
+    log = files[1].read_text()
+    assert log.rstrip().endswith("the end")
+    assert len(log) < 250_000
+
+
+def test_only_failures_fail_it(findings):
+    assert not findings.passed
+    findings.steps = [step for step in findings.steps if step.status != FAILED]
+    assert findings.passed  # something was not run, and every aim but two was not either
+    findings.steps = [step for step in findings.steps if step.status == NOT_RUN]
+    assert not findings.passed
