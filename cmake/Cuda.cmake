@@ -12,6 +12,17 @@ endif()
 
 include(CheckLanguage)
 check_language(CUDA)
+if(CMAKE_CUDA_COMPILER)
+  execute_process(COMMAND "${CMAKE_CUDA_COMPILER}" --version OUTPUT_VARIABLE nvcc_says ERROR_QUIET)
+  string(REGEX MATCH "release ([0-9.]+)" nvcc_says "${nvcc_says}")
+  if(CMAKE_MATCH_1 VERSION_LESS 12.0)
+    if(FILBERT_CUDA STREQUAL "ON")
+      message(FATAL_ERROR "FILBERT_CUDA=ON, but ${CMAKE_CUDA_COMPILER} is CUDA ${CMAKE_MATCH_1}; need 12.0 or newer.")
+    endif()
+    message(STATUS "filbert: nvcc ${CMAKE_MATCH_1} is older than 12.0, building without CUDA kernels")
+    return()
+  endif()
+endif()
 if(NOT CMAKE_CUDA_COMPILER)
   if(FILBERT_CUDA STREQUAL "ON")
     message(FATAL_ERROR
@@ -58,12 +69,13 @@ string(REPLACE ";" " " architectures "${FILBERT_CUDA_ARCHS}")
 target_compile_definitions(filbert_cuda PRIVATE
   USE_CUDA FILBERT_CUDA FILBERT_CUDA_ARCHITECTURES="sm ${architectures}")
 target_compile_options(filbert_cuda PRIVATE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra> $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v>)
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra> $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v -lineinfo>)
 if(FILBERT_KEEP_REPORTS)
   set_target_properties(filbert_cuda PROPERTIES
     CUDA_COMPILER_LAUNCHER "${Python_EXECUTABLE};${PROJECT_SOURCE_DIR}/cmake/keep_report.py")
 endif()
 target_link_libraries(filbert_cuda PRIVATE torch_stable torch_cuda_stub)
 target_link_options(filbert_cuda PRIVATE -Wl,--no-as-needed)
-set_target_properties(filbert_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static SKIP_BUILD_RPATH ON)
+set_target_properties(filbert_cuda PROPERTIES
+  CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden SKIP_BUILD_RPATH ON)
 install(TARGETS filbert_cuda LIBRARY DESTINATION filbert/lib)

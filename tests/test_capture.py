@@ -167,6 +167,39 @@ def test_a_model_packed_anew_is_noticed(device):
         runner(torch.ones(1, 3, dtype=torch.long))
 
 
+def test_replaced_embeddings_are_noticed(device):
+    model = converted("bert", device)
+    runner = runner_of(model, device)
+    model.resize_token_embeddings(120)
+    with pytest.raises(RuntimeError, match="moved since"):
+        runner(torch.ones(1, 3, dtype=torch.long))
+
+
+def test_what_is_in_no_table_is_refused(device):
+    """A graph would read past the end of the table."""
+    runner = runner_of(converted("bert", device), device, buckets=(64,))
+    ids = torch.ones(1, 50, dtype=torch.long)
+    with pytest.raises(ValueError, match="word_embeddings: got indices from 1 to 97, need 0 to 96"):
+        runner(torch.tensor([[1, 97]]))
+    with pytest.raises(
+        ValueError, match="position_embeddings: got indices from 0 to 49, need 0 to 39"
+    ):
+        runner(ids)
+    with pytest.raises(
+        ValueError, match="token_type_embeddings: got indices from 0 to 7, need 0 to"
+    ):
+        runner(ids[:, :9], token_type_ids=torch.full((1, 9), 7) * (torch.arange(9) > 3))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)], ids=str)
+def test_no_tokens_at_all(device, shape):
+    runner = runner_of(converted("bert", device), device)
+    ids = torch.ones(shape, dtype=torch.long)
+    assert runner(ids).shape == (*shape, 48)
+    for pooling in ("mean", "cls"):
+        assert_exact(runner(ids, pooling=pooling).cpu(), torch.zeros(shape[0], 48).half())
+
+
 def test_nothing_in_a_step_waits_for_the_device(device):
     """Under fake tensors a read by the host is an error, and so it would be under capture. Of what
     is captured nothing may depend on values: neither shapes nor the choice of a kernel."""

@@ -25,7 +25,7 @@ needs_nvcc = pytest.mark.skipif(
 REGISTERS = {
     r"attn_varlen_kernel<(fp16|bf16), (32|64), false>": 168,
     r"attn_varlen_kernel": 255,
-    r"attn_varlen_f32_kernel": 128,
+    r"attn_varlen_f32_kernel": 168,
     r"attn_tiles_kernel": 64,
     r"norm_residual_kernel<(fp16|bf16), [123]>": 128,
     r"norm_residual_kernel": 255,

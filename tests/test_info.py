@@ -144,6 +144,27 @@ def test_cuda_plan_of_float32():
         _load.C.plan_attn_varlen_cuda(100, 3, 2, 136, False)
 
 
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((8, 0), "sm 80-real 86-real 89-real 90, CUDA 13.0", True),
+        ((8, 7), "sm 80-real 90, CUDA 13.0", True),
+        ((9, 0), "sm 80-real 86-real 89-real 90, CUDA 13.0", True),
+        ((12, 0), "sm 80-real 86-real 89-real 90, CUDA 13.0", True),  # from PTX
+        ((12, 0), "sm 80-real 90-real, CUDA 13.0", False),
+        ((8, 0), "sm 90, CUDA 13.0", False),
+        ((8, 9), "sm 80-virtual, CUDA 13.0", True),
+        ((7, 5), "sm 80-real 90, CUDA 13.0", False),
+        ((10, 0), "sm 100-real, CUDA 13.0", True),
+    ],
+)
+def test_which_gpus_a_build_runs_on(capability, built, runs):
+    reason = _load.why_not_capability(capability, built)
+    assert (reason is None) == runs
+    if not runs:
+        assert f"compute capability {capability[0]}.{capability[1]}" in reason
+
+
 def test_explain():
     q, k, v = normal(100, 3, 12, 64).unbind(1)
     cu = offsets([30, 70])

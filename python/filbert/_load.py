@@ -72,6 +72,14 @@ def _load_cuda() -> None:
         torch.ops.load_library(str(library))
     except OSError as error:
         missing["cuda"] = f"libfilbert_cuda could not be loaded: {error}"
+        return
+    toolkit = str(torch.ops.filbert.cuda_architectures()).rpartition("CUDA ")[2]
+    if int(toolkit.partition(".")[0]) > int(torch.version.cuda.partition(".")[0]):
+        missing["cuda"] = (
+            f"libfilbert_cuda was built with CUDA {toolkit}, this torch is for CUDA "
+            f"{torch.version.cuda}, and so may be the driver; try building filbert with nvcc "
+            f"{torch.version.cuda}"
+        )
 
 
 _load_ops()
@@ -93,10 +101,27 @@ def _why_not_this_gpu(index: int) -> str | None:
     """Why no kernel can run on that GPU, or None."""
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA GPU here"
-    major, minor = torch.cuda.get_device_capability(index)
-    if (major, minor) >= (8, 0):
-        return None
-    return f"the kernels need compute capability 8.0, this GPU has {major}.{minor}"
+    return why_not_capability(
+        torch.cuda.get_device_capability(index), torch.ops.filbert.cuda_architectures()
+    )
+
+
+def why_not_capability(capability: tuple[int, int], built: str) -> str | None:
+    """Why a GPU of that compute capability cannot run a library built for ``built``, or None.
+
+    ``built`` is ``"sm 80-real 90, CUDA 13.0"``: machine code runs on its own major version from its
+    minor version on; what is not ``-real`` is there as PTX too, and runs on everything later.
+    """
+    for name in built.partition(",")[0].split()[1:]:
+        digits, _, kind = name.partition("-")
+        major, minor = int(digits[:-1]), int(digits[-1])
+        own_code = kind != "virtual" and capability[0] == major and capability[1] >= minor
+        if own_code or (kind != "real" and capability >= (major, minor)):
+            return None
+    return (
+        f"libfilbert_cuda is built for {built}, this GPU has compute capability "
+        f"{capability[0]}.{capability[1]}; 8.0 or newer can be built for with FILBERT_CUDA_ARCHS"
+    )
 
 
 def why_no_kernels(device: torch.device) -> str | None:

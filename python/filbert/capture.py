@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .convert import owner_of
-from .packing import PackedBatch
+from .packing import PackedBatch, mean_of_segments
 from .pooling import embed, unit_length
 from .probe import allowed_difference
 from .swap import SwappedEncoder
@@ -79,11 +79,12 @@ class CapturedEncoder:
         self.max_sequences = max_sequences
         self.device = next(self.encoder.packed_layers.buffers()).device
         self._layers = self.encoder.packed_layers
-        largest = self.buckets[-1]
-        # What a call changes: token data and where sequences begin. Zeros are a valid call.
-        self._tokens = torch.zeros(3, largest, dtype=torch.int64, device=self.device)
-        self._cu_seqlens = torch.zeros(max_sequences + 1, dtype=torch.int32, device=self.device)
+        self._places = self._embed_rows.places()
+        # What a call changes: where sequences begin, then three rows of token data. All in one, so
+        # that one copy brings it. Zeros are a valid call.
+        size = self._static_size(self.buckets[-1])
         with torch.inference_mode():
+            self._static = torch.zeros(size, dtype=torch.int64, device=self.device)
             # The largest first: the others fit in the memory that it leaves to the pool.
             self._graphs = {
                 size: graph(lambda size=size: self._step(size))  # type: ignore[misc]
@@ -92,17 +93,29 @@ class CapturedEncoder:
 
     def _step(self, size: int) -> Tensor:
         """The encoder on the first ``size`` rows of the static buffers: what a graph holds."""
-        tokens = self._tokens[:, None, :size]  # one row of tokens, whoever they belong to
+        ends = self._static[: self.max_sequences + 1]
+        # [3, 1, size]: one row of tokens, whoever they belong to
+        tokens = self._static[self.max_sequences + 1 : self._static_size(size)].view(3, 1, size)
         hidden = self._embed_rows(tokens[_IDS], tokens[_POSITIONS], tokens[_TYPES])
         batch = PackedBatch(  # anew in each step, so that its work list is part of the graph
-            indices=self._tokens[_IDS, :size],  # only their number counts here
-            cu_seqlens=self._cu_seqlens,
-            positions=self._tokens[_POSITIONS, :size],
+            indices=tokens[_IDS, 0],  # only their number counts here
+            cu_seqlens=ends.int(),
+            positions=tokens[_POSITIONS, 0],
             max_seqlen=size,
             batch_size=self.max_sequences,
             seq_len=size,
         )
         return self.encoder.forward_packed(hidden[0].to(self.encoder.compute_dtype), batch)
+
+    def _static_size(self, size: int) -> int:
+        """How much of the static buffer a bucket reads."""
+        return self.max_sequences + 1 + 3 * size
+
+    def _upload(self, values: Tensor) -> Tensor:
+        """``values`` on the device, copied without anyone waiting."""
+        if self.device.type != "cuda":
+            return values
+        return values.pin_memory().to(self.device, non_blocking=True)
 
     def bucket_of(self, tokens: int, sequences: int = 1) -> int | None:
         """The bucket that a call with so many tokens and sequences runs in; None if it fits none
@@ -148,9 +161,10 @@ class CapturedEncoder:
                     f"{name}: got shape {tuple(given.shape)}, need {tuple(input_ids.shape)} like "
                     "input_ids"
                 )
-        if self.encoder._modules.get("packed_layers") is not self._layers:
+        packed_anew = self.encoder._modules.get("packed_layers") is not self._layers
+        if packed_anew or self._embed_rows.places() != self._places:
             raise RuntimeError(
-                "the model's weights were packed anew since they were captured; "
+                "the model's weights were packed anew or moved since they were captured; "
                 "try filbert.capture(model, ...) again"
             )
         with torch.inference_mode():
@@ -162,39 +176,44 @@ class CapturedEncoder:
                 return self._without_graph(
                     input_ids, attention_mask, token_type_ids, pooling, normalize
                 )
-            rows = self._replay(size, ids, token_type_ids, batch)
             if pooling is None:
-                return self._unpack(rows, batch)
-            pooled = self._pool(rows, batch, pooling)
+                places = self._upload(batch.places)  # before the graph, so that it waits for nobody
+                rows = self._replay(size, ids, token_type_ids, batch)
+                padded = ops.gather_rows(rows, places).to(self.encoder.model_dtype)
+                return padded.view(batch.batch_size, batch.seq_len, rows.shape[1])
+            pooled = self._pooled(size, ids, token_type_ids, batch, pooling)
             return (unit_length(pooled) if normalize else pooled).to(self.encoder.model_dtype)
 
     def _replay(
         self, size: int, ids: Tensor, token_type_ids: Tensor | None, batch: PackedBatch
     ) -> Tensor:
         """The bucket's rows ``[size, N]`` in the compute dtype, valid until the next call."""
-        tokens = torch.zeros(3, size, dtype=torch.int64)
-        positions = _position_ids(self._embed_rows.positions, ids)
-        tokens[_IDS, : batch.num_rows] = ids.flatten()[batch.indices]
-        tokens[_POSITIONS, : batch.num_rows] = positions.flatten()[batch.indices]
+        host = torch.zeros(self._static_size(size), dtype=torch.int64)
+        host[: self.max_sequences + 1] = batch.num_rows  # sequences that are not there are empty
+        host[: batch.batch_size + 1] = batch.cu_seqlens
+        tokens = host[self.max_sequences + 1 :].view(3, size)[:, : batch.num_rows]
+        tokens[_IDS] = ids.flatten()[batch.indices]
+        tokens[_POSITIONS] = _position_ids(self._embed_rows.positions, ids).flatten()[batch.indices]
         if token_type_ids is not None:
-            tokens[_TYPES, : batch.num_rows] = token_type_ids.cpu().flatten()[batch.indices]
-        ends = torch.full((self.max_sequences + 1,), batch.num_rows, dtype=torch.int32)
-        ends[: batch.batch_size + 1] = batch.cu_seqlens
-        self._tokens[:, :size].copy_(tokens)
-        self._cu_seqlens.copy_(ends)
+            tokens[_TYPES] = token_type_ids.cpu().flatten()[batch.indices]
+        self._embed_rows.check(tokens)
+        if self.device.type == "cuda":
+            host = host.pin_memory()  # or the copy would wait
+        self._static[: len(host)].copy_(host, non_blocking=True)
         graph = self._graphs[size]
         graph.replay()
         return graph.rows
 
-    def _unpack(self, rows: Tensor, batch: PackedBatch) -> Tensor:
-        padded = ops.gather_rows(rows, batch.places.to(self.device))
-        return padded.view(batch.batch_size, batch.seq_len, -1).to(self.encoder.model_dtype)
-
-    def _pool(self, rows: Tensor, batch: PackedBatch, pooling: str) -> Tensor:
+    def _pooled(
+        self, size: int, ids: Tensor, types: Tensor | None, batch: PackedBatch, pooling: str
+    ) -> Tensor:
         if pooling == "cls":
-            first = batch.cu_seqlens[:-1].long().masked_fill(batch.lengths == 0, -1)
-            return ops.gather_rows(rows, first.to(self.device))
-        return batch.to(self.device).pool(rows[: batch.num_rows], pooling)
+            starts = batch.cu_seqlens[:-1].long().masked_fill(batch.lengths == 0, -1)
+            first = self._upload(starts)
+            return ops.gather_rows(self._replay(size, ids, types, batch), first)
+        lengths = self._upload(batch.lengths)
+        rows = self._replay(size, ids, types, batch)[: batch.num_rows]
+        return mean_of_segments(rows, lengths)
 
     def _without_graph(
         self,
@@ -243,6 +262,30 @@ class _EmbedRows:
         self.project = getattr(owner, "embeddings_project", None)  # ELECTRA's
         self.with_types = "token_type_ids" in parameters
         self.positions = getattr(embeddings, "position_embeddings", None)
+
+    def places(self) -> list[int]:
+        """Where every weight lies in memory: a graph holds these addresses."""
+        modules = [m for m in (self.embeddings, self.project) if isinstance(m, nn.Module)]
+        return [t.data_ptr() for m in modules for t in (*m.parameters(), *m.buffers())]
+
+    def table(self, name: str) -> nn.Embedding | None:
+        found = getattr(self.embeddings, name, None)
+        return found if isinstance(found, nn.Embedding) else None
+
+    def check(self, tokens: Tensor) -> None:
+        """Raises ValueError for what is in no table: a graph would read past its end."""
+        names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+        for values, name in zip(tokens, names, strict=True):
+            table = self.table(name)
+            if table is None or values.numel() == 0:
+                continue
+            low, high = int(values.min()), int(values.max())
+            if low < 0 or high >= table.num_embeddings:
+                raise ValueError(
+                    f"{name}: got indices from {low} to {high}, need 0 to "
+                    f"{table.num_embeddings - 1}; try truncating the texts, or the model's own "
+                    "tokenizer"
+                )
 
     def __call__(self, ids: Tensor, positions: Tensor, types: Tensor) -> Tensor:
         extra = {"token_type_ids": types} if self.with_types else {}
@@ -331,8 +374,8 @@ def prove(runner: CapturedEncoder) -> None:
     lengths = [n for n in (5, 2, 1) if n <= runner.buckets[-1]][: runner.max_sequences]
     while sum(lengths) > runner.buckets[-1]:
         lengths.pop()
-    tables = [m for m in runner._embed_rows.embeddings.modules() if isinstance(m, nn.Embedding)]
-    vocabulary = max(table.num_embeddings for table in tables)
+    table = runner._embed_rows.table("word_embeddings")
+    vocabulary = 2 if table is None else table.num_embeddings
     generator = torch.Generator().manual_seed(0)
     shape = (len(lengths), max(lengths))
     ids = torch.randint(vocabulary // 2, vocabulary, shape, generator=generator)

@@ -19,6 +19,8 @@ from . import ops
 
 __all__ = ["PackedBatch"]
 
+_NEVER_NEGATIVE = (torch.bool, torch.uint8)
+
 #: additive masks say "drop" with -inf, finfo.min or -10000; what is milder is a bias, not a mask
 _DROP = -1e3
 
@@ -70,8 +72,10 @@ class PackedBatch:
                 "try the tokenizer's attention_mask (flex_attention's BlockMask cannot be read: "
                 "try attn_implementation='sdpa')"
             )
+        negative = None
         if mask.ndim == 2:
-            keep = _keep_of_2d(mask)
+            keep = mask if mask.dtype == torch.bool else mask != 0
+            negative = None if mask.dtype in _NEVER_NEGATIVE else (mask < 0).any()
         elif mask.ndim == 4:
             keep = _keep_of_4d(mask)
         else:
@@ -86,7 +90,7 @@ class PackedBatch:
                     f"need {batch_size} or 1"
                 )
             keep = keep.expand(batch_size, -1)
-        return cls._from_keep(keep)
+        return cls._from_keep(keep, negative)
 
     @classmethod
     def from_lengths(
@@ -130,13 +134,20 @@ class PackedBatch:
         )
 
     @classmethod
-    def _from_keep(cls, keep: Tensor) -> PackedBatch:
+    def _from_keep(cls, keep: Tensor, wrong: Tensor | None = None) -> PackedBatch:
+        """``wrong`` is a bool on the device: whether ``keep`` was read from an additive mask."""
         batch_size, seq_len = keep.shape
         if keep.numel() == 0:
             return cls.full(batch_size, seq_len, keep.device)
         counts = keep.sum(1)
         # All that the host has to know, in one read: on a GPU it waits for it.
-        total, longest = torch.stack((counts.sum(), counts.max())).tolist()
+        facts = [counts.sum(), counts.max()] + ([] if wrong is None else [wrong.long()])
+        total, longest, *bad = torch.stack(facts).tolist()
+        if any(bad):
+            raise ValueError(
+                "mask: got a 2-D mask with negative values, need nonzero = keep, 0 = padding; try "
+                "(mask == 0) if it is additive"
+            )
         if total == batch_size * seq_len:
             return cls.full(batch_size, seq_len, keep.device)
         flat = keep.flatten()
@@ -259,14 +270,7 @@ class PackedBatch:
             return self.spread(rows.index_select(0, self.first_rows()))
         if pooling != "mean":
             raise ValueError(f"pooling: got {pooling!r}, need 'mean' or 'cls'")
-        lengths = self.lengths
-        wide = rows if rows.dtype == torch.float64 else rows.float()
-        owner = torch.repeat_interleave(
-            torch.arange(self.batch_size, device=rows.device), lengths, output_size=self.num_rows
-        )
-        total = wide.new_zeros((self.batch_size, *rows.shape[1:])).index_add_(0, owner, wide)
-        count = lengths.clamp(min=1).view(-1, *[1] * (rows.ndim - 1))
-        return (total / count).to(rows.dtype)
+        return mean_of_segments(rows, self.lengths)
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch with its tensors on ``device``."""
@@ -284,6 +288,18 @@ class PackedBatch:
             )
 
 
+def mean_of_segments(rows: Tensor, lengths: Tensor) -> Tensor:
+    """The mean of the first ``lengths[0]`` rows, of the next ``lengths[1]``, and so on.
+
+    ``[B, ...]`` in the dtype of ``rows``, zeros where the length is 0. Summed in float32 or wider,
+    in the rows' order.
+    """
+    wide = rows if rows.dtype == torch.float64 else rows.float()
+    total = torch.segment_reduce(wide, "sum", lengths=lengths.long(), axis=0, unsafe=True)
+    count = lengths.clamp(min=1).view(-1, *[1] * (rows.ndim - 1))
+    return (total / count).to(rows.dtype)
+
+
 def _take_rows(rows: Tensor, index: Tensor) -> Tensor:
     """``rows[index]`` along the first dimension, zeros where the index is -1."""
     if rows.requires_grad and torch.is_grad_enabled():  # the kernel has no gradient
@@ -292,17 +308,6 @@ def _take_rows(rows: Tensor, index: Tensor) -> Tensor:
     shape = (index.shape[0], *rows.shape[1:])
     flat = rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)
     return ops.gather_rows(flat, index).view(shape)
-
-
-def _keep_of_2d(mask: Tensor) -> Tensor:
-    if mask.dtype == torch.bool:
-        return mask
-    if mask.numel() and bool((mask < 0).any()):
-        raise ValueError(
-            f"mask: got a 2-D {mask.dtype} mask with negative values, need nonzero = keep, "
-            "0 = padding; try (mask == 0) if it is additive"
-        )
-    return mask != 0
 
 
 def _keep_of_4d(mask: Tensor) -> Tensor:

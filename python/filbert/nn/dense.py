@@ -207,7 +207,7 @@ class PackedLinear(nn.Module):
         words = {"linear": "F.linear", "onednn": "oneDNN packed", "onednn-f32": "oneDNN packed f32"}
         gelu = "" if self.activation is None else " + gelu"
         if self.weight is not None and self.weight.is_cuda:
-            return "cuBLASLt by F.linear" + gelu
+            return "cuBLAS by F.linear" + gelu
         return words[self.backend] + gelu + (" post-op" if self._post[0] == "gelu" else "")
 
     @property
