@@ -69,8 +69,9 @@ string(REPLACE ";" " " architectures "${FILBERT_CUDA_ARCHS}")
 target_compile_definitions(filbert_cuda PRIVATE
   USE_CUDA FILBERT_CUDA FILBERT_CUDA_ARCHITECTURES="sm ${architectures}")
 target_compile_options(filbert_cuda PRIVATE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra> $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v -lineinfo>)
-if(FILBERT_KEEP_REPORTS)
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra> $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v>)
+if(FILBERT_KEEP_REPORTS)  # for those who look into the kernels: profilers show source lines too
+  target_compile_options(filbert_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>)
   set_target_properties(filbert_cuda PROPERTIES
     CUDA_COMPILER_LAUNCHER "${Python_EXECUTABLE};${PROJECT_SOURCE_DIR}/cmake/keep_report.py")
 endif()

@@ -5,36 +5,34 @@
 namespace filbert {
 namespace {
 
-constexpr const char* kOp = "norm_residual";
-
-void check_rows(const Tensor& t, const char* name) {
-  check(t.dim() == 2 && (t.size(1) < 2 || t.stride(1) == 1), kOp, name, t,
+void check_rows(const char* op, const Tensor& t, const char* name) {
+  check(t.dim() == 2 && (t.size(1) < 2 || t.stride(1) == 1), op, name, t,
         "[T, N] with contiguous rows", "tensor.flatten(0, -2).contiguous()");
 }
 
 // LayerNorm(x + bias + residual) into a new tensor, or over x where none is asked for.
-void run_norm(const Tensor& x, const std::optional<Tensor>& bias,
+void run_norm(const char* op, const Tensor& x, const std::optional<Tensor>& bias,
               const std::optional<Tensor>& residual, const Tensor& weight, const Tensor& beta,
               double eps, Tensor* fresh) {
   NormResidualArgs args{};
-  args.dtype = dtype_of(x, kOp, "x");
-  check_rows(x, "x");
+  args.dtype = dtype_of(x, op, "x");
+  check_rows(op, x, "x");
   args.rows = x.size(0);
   args.width = x.size(1);
   args.eps = static_cast<float>(eps);
   if (residual) {
-    check_like(*residual, x, kOp, "residual");
-    check_rows(*residual, "residual");
-    check(residual->size(0) == args.rows && residual->size(1) == args.width, kOp, "residual",
+    check_like(*residual, x, op, "residual");
+    check_rows(op, *residual, "residual");
+    check(residual->size(0) == args.rows && residual->size(1) == args.width, op, "residual",
           *residual, "the shape of x", "the residual of the same rows");
     args.residual_row = residual->stride(0);
   }
-  if (bias) check_vector(*bias, args.width, x, kOp, "bias");
-  check_vector(weight, args.width, x, kOp, "weight");
-  check_vector(beta, args.width, x, kOp, "beta");
+  if (bias) check_vector(*bias, args.width, x, op, "bias");
+  check_vector(weight, args.width, x, op, "weight");
+  check_vector(beta, args.width, x, op, "beta");
   args.x_row = x.stride(0);
   if (fresh == nullptr) {
-    check(args.rows < 2 || x.stride(0) >= args.width, "norm_residual_", "x", x,
+    check(args.rows < 2 || x.stride(0) >= args.width, op, "x", x,
           "rows that do not overlap, since they are written", "x.contiguous()");
   } else {
     *fresh = torch::stable::new_empty(x, {args.rows, args.width});
@@ -61,13 +59,13 @@ void run_norm(const Tensor& x, const std::optional<Tensor>& bias,
 Tensor norm_residual(Tensor x, std::optional<Tensor> bias, std::optional<Tensor> residual,
                      Tensor weight, Tensor beta, double eps) {
   Tensor out = x;
-  run_norm(x, bias, residual, weight, beta, eps, &out);
+  run_norm("norm_residual", x, bias, residual, weight, beta, eps, &out);
   return out;
 }
 
 void norm_residual_(Tensor x, std::optional<Tensor> bias, std::optional<Tensor> residual,
                     Tensor weight, Tensor beta, double eps) {
-  run_norm(x, bias, residual, weight, beta, eps, nullptr);
+  run_norm("norm_residual_", x, bias, residual, weight, beta, eps, nullptr);
 }
 
 }  // namespace

@@ -278,7 +278,7 @@ def _fake_norm_residual(x, bias, residual, weight, beta, eps):
 
 
 def _fake_norm_residual_(x, bias, residual, weight, beta, eps):
-    _one_device("norm_residual", x, bias=bias, residual=residual, weight=weight, beta=beta)
+    _one_device("norm_residual_", x, bias=bias, residual=residual, weight=weight, beta=beta)
 
 
 def _fake_bias_gelu_(x, bias=None, approximate="none"):
