@@ -90,7 +90,7 @@ def randomise(model: nn.Module, std: float = 0.2) -> Any:
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * std
+            noise = torch.randn(parameter.shape, generator=generator, device="cpu") * std
             is_norm = "norm" in name.lower() and name.endswith("weight")
             parameter.copy_(noise + 1 if is_norm else noise)
     return model
@@ -105,7 +105,7 @@ def tokens(mask: Tensor) -> Tensor:
     """Random token ids, one for each place of ``mask``; none is a padding id, so that positions do
     not depend on the mask in any family."""
     generator = torch.Generator().manual_seed(7)
-    return torch.randint(5, VOCABULARY, mask.shape, generator=generator)
+    return torch.randint(5, VOCABULARY, mask.shape, generator=generator, device="cpu")
 
 
 def swapped(model) -> SwappedEncoder:

@@ -197,14 +197,16 @@ def test_no_tokens_at_all(device, shape):
     ids = torch.ones(shape, dtype=torch.long)
     assert runner(ids).shape == (*shape, 48)
     for pooling in ("mean", "cls"):
-        assert_exact(runner(ids, pooling=pooling).cpu(), torch.zeros(shape[0], 48).half())
+        pooled = runner(ids, pooling=pooling)
+        assert_exact(pooled, torch.zeros_like(pooled))
+        assert pooled.shape == (shape[0], 48)
 
 
 def test_nothing_in_a_step_waits_for_the_device(device):
     """Under fake tensors a read by the host is an error, and so it would be under capture. Of what
     is captured nothing may depend on values: neither shapes nor the choice of a kernel."""
     if device.type == "cuda":
-        return  # a real capture has proven it
+        pytest.skip("on a GPU the other tests capture it for real")
     for family in FAMILIES:
         model = converted(family, device)
         if not takes_positions(family, model):

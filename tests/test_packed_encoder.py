@@ -102,3 +102,21 @@ def test_what_it_refuses():
         encoder.train()(hidden_states(mask), mask)
     with pytest.raises(RuntimeError, match="cannot be cast"):
         encoder.bfloat16()
+
+
+def test_a_default_device_changes_nothing():
+    """All runs on the devices of its operands, whatever torch.set_default_device says."""
+    mask = MASKS["scattered"]
+    x, plain = hidden_states(mask), original()
+    expected = packed()(x, mask)
+    with torch.device("meta"):
+        parts, reasons = read_encoder(plain)
+        encoder = PackedEncoder(parts).eval()
+        batch = PackedBatch.from_mask(mask)
+        rows = encoder.pack(x, batch)
+        ours = batch.unpack(encoder.forward_packed(rows, batch))
+        pooled = [batch.pool(rows, kind) for kind in ("mean", "cls")]
+        full = PackedBatch.from_mask(torch.ones_like(mask))
+    assert not reasons
+    assert_exact(ours, expected)
+    assert {t.device.type for t in (*pooled, full.cu_seqlens, full.positions)} == {"cpu"}

@@ -188,7 +188,7 @@ class CapturedEncoder:
         self, size: int, ids: Tensor, token_type_ids: Tensor | None, batch: PackedBatch
     ) -> Tensor:
         """The bucket's rows ``[size, N]`` in the compute dtype, valid until the next call."""
-        host = torch.zeros(self._static_size(size), dtype=torch.int64)
+        host = torch.zeros(self._static_size(size), dtype=torch.int64, device="cpu")
         host[: self.max_sequences + 1] = batch.num_rows  # sequences that are not there are empty
         host[: batch.batch_size + 1] = batch.cu_seqlens
         tokens = host[self.max_sequences + 1 :].view(3, size)[:, : batch.num_rows]
@@ -297,7 +297,7 @@ def _position_ids(table: Any, ids: Tensor) -> Tensor:
     """``[B, S]``: BERT counts places; RoBERTa counts tokens, from behind its padding index."""
     padding = getattr(table, "padding_idx", None)
     if padding is None:
-        return torch.arange(ids.shape[1]).expand(ids.shape)
+        return torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
     is_token = ids != padding
     return is_token.cumsum(1) * is_token + padding
 
@@ -378,8 +378,9 @@ def prove(runner: CapturedEncoder) -> None:
     vocabulary = 2 if table is None else table.num_embeddings
     generator = torch.Generator().manual_seed(0)
     shape = (len(lengths), max(lengths))
-    ids = torch.randint(vocabulary // 2, vocabulary, shape, generator=generator)
-    mask = (torch.arange(shape[1]) < torch.tensor(lengths)[:, None]).long()
+    with torch.device("cpu"):
+        ids = torch.randint(vocabulary // 2, vocabulary, shape, generator=generator)
+        mask = (torch.arange(shape[1]) < torch.tensor(lengths)[:, None]).long()
     ours = runner(ids, mask)
     rows, batch = embed(runner.model, ids.to(runner.device), mask.to(runner.device), "none")
     want = batch.unpack(rows)

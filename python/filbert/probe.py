@@ -19,7 +19,9 @@ __all__ = ["Example", "allowed_difference", "difference", "make_example"]
 _NEAR = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 #: no padding, padding on the right, padding on the left and in the middle
-_KEEP = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 0, 1, 1]])
+_KEEP = torch.tensor(
+    [[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 0, 1, 1]], device="cpu"
+)
 
 
 class _Arguments(BaseException):
@@ -59,8 +61,9 @@ def make_example(owner: nn.Module | None, encoder: nn.Module, hidden_size: int) 
         call = None if owner is None else _captured(owner, encoder, weight.device)
         if call is None:
             generator = torch.Generator().manual_seed(0)
-            rows = torch.randn(*_KEEP.shape, hidden_size, generator=generator).to(weight)
-            drop = torch.zeros(_KEEP.shape).masked_fill(_KEEP == 0, torch.finfo(weight.dtype).min)
+            shape = (*_KEEP.shape, hidden_size)
+            rows = torch.randn(shape, generator=generator, device="cpu").to(weight)
+            drop = torch.where(_KEEP == 0, torch.finfo(weight.dtype).min, 0.0)
             call = ((rows, drop[:, None, None, :].to(weight)), {})
         args, kwargs = call
         return Example(args, kwargs, encoder(*args, **kwargs))
@@ -98,7 +101,7 @@ def _captured(
     except (AttributeError, NotImplementedError, TypeError):
         return None
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary // 2, vocabulary, _KEEP.shape, generator=generator)
+    ids = torch.randint(vocabulary // 2, vocabulary, _KEEP.shape, generator=generator, device="cpu")
     caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

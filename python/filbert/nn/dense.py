@@ -57,7 +57,7 @@ def _why_no_onednn(dtype: torch.dtype) -> str | None:
         return "this torch is built without oneDNN"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"oneDNN packs float32 and bfloat16, not {dtype}"
-    shape = torch.arange(24 * 16, dtype=torch.float32)
+    shape = torch.arange(24 * 16, dtype=torch.float32, device="cpu")
     weight = torch.sin(shape).view(24, 16).to(dtype)
     rows = torch.cos(shape[: 3 * 16]).view(3, 16).to(dtype)
     try:
@@ -84,7 +84,8 @@ def gelu_kind(activation: Callable[[Tensor], Tensor]) -> str | None:
 
     Decided by its values and not by its name, because there are a dozen classes for the two.
     """
-    x = torch.cat([torch.linspace(-8, 8, 801), torch.tensor([-1e4, -50.0, 50.0, 1e4])])
+    ends = torch.tensor([-1e4, -50.0, 50.0, 1e4], device="cpu")
+    x = torch.cat([torch.linspace(-8, 8, 801, device="cpu"), ends])
     try:
         with torch.no_grad():
             y = activation(x.clone())
@@ -213,7 +214,7 @@ class PackedLinear(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes of weight and bias as they are held."""
-        size = torch.empty((), dtype=self.compute_dtype).element_size()
+        size = self.compute_dtype.itemsize
         biases = 0 if self.bias is None else self.out_features
         return size * (self.in_features * self.out_features + biases)
 
