@@ -34,7 +34,10 @@ def check(batch: PackedBatch, keep: torch.Tensor) -> None:
     share = 1 - len(rows) / keep.numel() if keep.numel() else 0
     assert batch.padding_share == pytest.approx(share)
     first = [a for a, n in zip(ends, lengths, strict=False) if n]
-    assert_exact(batch.first_rows(), torch.tensor(first, dtype=torch.int64))
+    assert_exact(batch.starts[batch.starts >= 0], torch.tensor(first, dtype=torch.int64))
+    assert_exact(batch.starts < 0, batch.lengths == 0)
+    assert_exact(batch.places[batch.indices], torch.arange(batch.num_rows))
+    assert int((batch.places >= 0).sum()) == batch.num_rows
 
 
 @pytest.mark.parametrize("name", MASKS)

@@ -39,19 +39,29 @@ class _Captured(Protocol):
     def replay(self) -> None: ...
 
 
-class _CudaGraph:
-    """A step as a CUDA graph. ``pool`` lets the graphs of one runner share their memory."""
+class _Shared:
+    """What the graphs of one runner share: memory, and two streams of their own. Libraries keep a
+    workspace for each stream, and one that was taken outside of a capture is not the graph's."""
 
-    def __init__(self, step: Callable[[], Tensor], device: torch.device, pool: Any) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         with torch.cuda.device(device):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(2):  # libraries choose kernels and take workspaces at first use
+            self.pool = torch.cuda.graph_pool_handle()
+            self.warm_up, self.capture = torch.cuda.Stream(), torch.cuda.Stream()
+
+
+class _CudaGraph:
+    """A step as a CUDA graph."""
+
+    def __init__(self, step: Callable[[], Tensor], shared: _Shared) -> None:
+        with torch.cuda.device(shared.device):
+            shared.warm_up.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(shared.warm_up):
+                for _ in range(2):  # libraries choose kernels and load them at first use
                     step()
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(shared.warm_up)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=pool):
+            with torch.cuda.graph(self.graph, pool=shared.pool, stream=shared.capture):
                 self.rows = step()
 
     def replay(self) -> None:
@@ -208,8 +218,7 @@ class CapturedEncoder:
         self, size: int, ids: Tensor, types: Tensor | None, batch: PackedBatch, pooling: str
     ) -> Tensor:
         if pooling == "cls":
-            starts = batch.cu_seqlens[:-1].long().masked_fill(batch.lengths == 0, -1)
-            first = self._upload(starts)
+            first = self._upload(batch.starts)
             return ops.gather_rows(self._replay(size, ids, types, batch), first)
         lengths = self._upload(batch.lengths)
         rows = self._replay(size, ids, types, batch)[: batch.num_rows]
@@ -332,9 +341,10 @@ def capture(
         runner = filbert.capture(model, buckets=(32, 128, 512))
         hidden = runner(input_ids, attention_mask)   # tensors on the CPU
 
-    The runner is compared with the model on a small batch before it is returned. It holds the
-    model's weights where they are: after moving, casting or loading them, capture again. It is not
-    safe to call from several threads at once, since they would share its buffers.
+    Every bucket is compared with the model before the runner is returned. It holds the model's
+    weights where they are: after moving, casting or loading them, capture again. Calls share its
+    buffers, so it is not for several threads at once, nor for several streams that do not wait for
+    each other.
 
     Args:
         model: a model on a CUDA device that :func:`filbert.convert` converted, with one encoder.
@@ -360,33 +370,45 @@ def capture(
             f"model: got one on {device}, need a CUDA device, whose graphs these are; "
             "try filbert.convert(model.cuda().half())"
         )
-    with torch.cuda.device(device):
-        pool = torch.cuda.graph_pool_handle()
-    runner = CapturedEncoder(
-        model, sizes, max_sequences, lambda step: _CudaGraph(step, device, pool)
-    )
+    shared = _Shared(device)
+    runner = CapturedEncoder(model, sizes, max_sequences, lambda step: _CudaGraph(step, shared))
     prove(runner)
     return runner
 
 
 def prove(runner: CapturedEncoder) -> None:
-    """Raises RuntimeError unless the runner and the model agree on a small batch in a graph."""
-    lengths = [n for n in (5, 2, 1) if n <= runner.buckets[-1]][: runner.max_sequences]
-    while sum(lengths) > runner.buckets[-1]:
-        lengths.pop()
-    table = runner._embed_rows.table("word_embeddings")
-    vocabulary = 2 if table is None else table.num_embeddings
+    """Raises RuntimeError unless the runner and the model agree, on a batch in every bucket."""
+    words = runner._embed_rows.table("word_embeddings")
+    places = runner._embed_rows.table("position_embeddings")
+    vocabulary = 2 if words is None else words.num_embeddings
+    longest = runner.buckets[-1]
+    if places is not None:  # RoBERTa's positions begin behind its padding index
+        first = 0 if places.padding_idx is None else places.padding_idx + 1
+        longest = places.num_embeddings - first
     generator = torch.Generator().manual_seed(0)
-    shape = (len(lengths), max(lengths))
-    with torch.device("cpu"):
-        ids = torch.randint(vocabulary // 2, vocabulary, shape, generator=generator)
-        mask = (torch.arange(shape[1]) < torch.tensor(lengths)[:, None]).long()
-    ours = runner(ids, mask)
-    rows, batch = embed(runner.model, ids.to(runner.device), mask.to(runner.device), "none")
-    want = batch.unpack(rows)
-    worst, allowed = float((ours - want).abs().max()), allowed_difference(want)
-    if not worst <= allowed:
-        raise RuntimeError(
-            f"capture: the graph's result differs from the model's by {worst:.3g}, allowed "
-            f"{allowed:.3g}; try the converted model without a graph"
-        )
+    for size in runner.buckets:
+        lengths = _lengths(size, longest, runner.max_sequences)
+        if runner.bucket_of(sum(lengths), len(lengths)) != size:
+            continue  # so many tokens do not fit in so many texts
+        with torch.device("cpu"):
+            shape = (len(lengths), max(lengths))
+            ids = torch.randint(vocabulary // 2, vocabulary, shape, generator=generator)
+            mask = (torch.arange(shape[1]) < torch.tensor(lengths)[:, None]).long()
+        ours = runner(ids, mask)
+        rows, batch = embed(runner.model, ids.to(runner.device), mask.to(runner.device), "none")
+        want = batch.unpack(rows)
+        worst, allowed = float((ours - want).abs().max()), allowed_difference(want)
+        if not worst <= allowed:
+            raise RuntimeError(
+                f"capture: the result for {size} rows differs from the model's by {worst:.3g}, "
+                f"allowed {allowed:.3g}; try the converted model without a graph"
+            )
+
+
+def _lengths(total: int, longest: int, most: int) -> list[int]:
+    """Falling lengths of at most ``most`` texts that sum to ``total``, or to what fits."""
+    lengths: list[int] = []
+    while (left := total - sum(lengths)) > 0 and len(lengths) < most:
+        last = len(lengths) == most - 1
+        lengths.append(min(longest, left if last else -(-left * 2 // 3)))
+    return lengths

@@ -208,13 +208,16 @@ def explain(op: str, x: Tensor, *args: Any, **kwargs: Any) -> Explanation:
         )
     if not _load.have_ops():
         return Explanation(op=op, kernel="reference code", reason=_load.missing["ops"])
-    if _load.C is None:
-        why = "filbert._C, which knows the plans, belongs to another Python"
-        return Explanation(op=f"{op}: {_OPS[op]}", kernel=_load.isa(), reason=why)
+    reason = _load.why_no_kernels(x.device)
+    if not x.is_cuda and (op == "attn_tiles" or x.dtype == torch.float16):
+        reason = "the CPU kernels need no work list, and have no float16"
+    if _load.C is None or reason is not None:
+        kernel = f"none: {reason}" if reason else "cuda" if x.is_cuda else f"cpu, {_load.isa()}"
+        why = "" if _load.C else "filbert._C, which knows the plans, is not loaded"
+        return Explanation(op=f"{op}: {_OPS[op]}", kernel=kernel, reason=why)
     if x.is_cuda:
-        reason = _load.why_no_kernels(x.device)
-        kernel = f"none: {reason}" if reason else "cuda"
-        if x.ndim == 3 and not reason:
+        kernel = "cuda"
+        if x.ndim == 3:
             kernel += ", no tensor cores" if x.dtype == torch.float32 else ", mma.m16n8k16"
         result = Explanation(op=f"{op}: {_OPS[op]}", kernel=kernel, dtype=str(x.dtype))
     else:

@@ -237,19 +237,10 @@ class PackedBatch:
             rows = _take_rows(rows, self.places)
         return rows.reshape(self.batch_size, self.seq_len, *rows.shape[1:])
 
-    def first_rows(self) -> Tensor:
-        """The packed row each sequence starts with, int64; empty sequences have none and are left
-        out, so the result is shorter than the batch by their number."""
-        starts = self.cu_seqlens[:-1]
-        return starts[starts < self.cu_seqlens[1:]].long()
-
-    def spread(self, first: Tensor) -> Tensor:
-        """One row per non-empty sequence (the order of :meth:`first_rows`) to one row per sequence,
-        ``[batch_size, ...]``, with zeros for empty sequences."""
-        if first.shape[0] == self.batch_size:
-            return first
-        out = first.new_zeros((self.batch_size, *first.shape[1:]))
-        return out.index_copy_(0, (self.lengths > 0).nonzero().squeeze(1), first)
+    @property
+    def starts(self) -> Tensor:
+        """``[batch_size]`` int64, the packed row each sequence starts with, -1 for an empty one."""
+        return self.cu_seqlens[:-1].long().masked_fill(self.lengths == 0, -1)
 
     def pool(self, rows: Tensor, pooling: str = "mean") -> Tensor:
         """One vector per sequence from packed rows ``[T, ...]``, without unpacking.
@@ -267,7 +258,7 @@ class PackedBatch:
         """
         self._check_rows(rows)
         if pooling == "cls":
-            return self.spread(rows.index_select(0, self.first_rows()))
+            return _take_rows(rows, self.starts)
         if pooling != "mean":
             raise ValueError(f"pooling: got {pooling!r}, need 'mean' or 'cls'")
         return mean_of_segments(rows, self.lengths)
@@ -294,10 +285,11 @@ def mean_of_segments(rows: Tensor, lengths: Tensor) -> Tensor:
     ``[B, ...]`` in the dtype of ``rows``, zeros where the length is 0. Summed in float32 or wider,
     in the rows' order.
     """
-    wide = rows if rows.dtype == torch.float64 else rows.float()
+    flat = rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)
+    wide = flat if rows.dtype == torch.float64 else flat.float()
     total = torch.segment_reduce(wide, "sum", lengths=lengths.long(), axis=0, unsafe=True)
-    count = lengths.clamp(min=1).view(-1, *[1] * (rows.ndim - 1))
-    return (total / count).to(rows.dtype)
+    mean = total / lengths.clamp(min=1).unsqueeze(1)
+    return mean.view(lengths.shape[0], *rows.shape[1:]).to(rows.dtype)
 
 
 def _take_rows(rows: Tensor, index: Tensor) -> Tensor:

@@ -176,14 +176,16 @@ class PackedLayer(nn.Module):
         if self.query is None:
             return batch.pool(self(rows, batch), "cls")
         heads = (self.num_heads, self.head_dim)
-        first = rows.index_select(0, batch.first_rows())
+        first = ops.gather_rows(rows, batch.starts)
         q = self.query(first).view(-1, *heads)
         k, v = self.key_value(rows).view(-1, 2, *heads).unbind(1)
-        cu = batch.cu_seqlens
-        one_each = torch.zeros_like(cu)
-        torch.cumsum(cu.diff() > 0, 0, dtype=cu.dtype, out=one_each[1:])
-        context, _ = ops.attn_varlen(q, k, v, one_each, cu, 1, batch.max_seqlen, self.scale)
-        return batch.spread(self._finish(context, first))
+        # One query row a sequence; an empty one has no keys, and what becomes of it is dropped.
+        one_each = torch.arange(batch.batch_size + 1, dtype=torch.int32, device=rows.device)
+        context, _ = ops.attn_varlen(
+            q, k, v, one_each, batch.cu_seqlens, 1, batch.max_seqlen, self.scale
+        )
+        empty = (batch.lengths == 0).unsqueeze(1)
+        return self._finish(context, first).masked_fill(empty, 0)
 
     def _finish(self, context: Tensor, rows: Tensor) -> Tensor:
         """Everything after attention; each row on its own."""
