@@ -76,6 +76,15 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
+def gpu(backend: str, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where models for the CUDA kernels go. The host passes for a GPU and converts what one would."""
+    if backend == "cuda":
+        return torch.device("cuda")
+    monkeypatch.setattr("filbert.integrations.transformers._device_reasons", lambda *_: [])
+    return torch.device("cpu")
+
+
+@pytest.fixture
 def hostcuda() -> Iterator[object]:
     """The harness itself: the operators of ``filbert_hostcuda`` and its switches."""
     if HOSTCUDA_MISSING is not None:

@@ -41,14 +41,6 @@ class Again:
         self.rows.copy_(self.step())
 
 
-@pytest.fixture
-def device(backend, monkeypatch) -> torch.device:
-    if backend == "cuda":
-        return torch.device("cuda")
-    monkeypatch.setattr("filbert.integrations.transformers._device_reasons", lambda *_: [])
-    return torch.device("cpu")
-
-
 def converted(family, device, dtype=torch.float16, **settings):
     with torch.device("cpu"):
         return convert(build(family, dtype=dtype, **settings).to(device))
@@ -74,35 +66,35 @@ def takes_positions(family, model):
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gives_what_the_model_gives(device, family, mask):
-    model = converted(family, device)
+def test_gives_what_the_model_gives(gpu, family, mask):
+    model = converted(family, gpu)
     if not takes_positions(family, model):  # DistilBERT before transformers 5
         with pytest.raises(ValueError, match="without position_ids"):
-            runner_of(model, device)
+            runner_of(model, gpu)
         return
-    runner = runner_of(model, device)
+    runner = runner_of(model, gpu)
     ids, mask = tokens(MASKS[mask]), MASKS[mask]
-    ours, want = runner(ids, mask), plain(model, ids, mask, device)
+    ours, want = runner(ids, mask), plain(model, ids, mask, gpu)
     assert ours.dtype == torch.float16
     torch.testing.assert_close(ours, want, rtol=0.01, atol=0.01)
     assert_exact(ours[mask == 0], torch.zeros_like(ours[mask == 0]))
 
 
 @pytest.mark.parametrize("lengths", [[9, 3], [1], [4], [5], [16], [3, 0, 2, 1], [30], [0, 0]])
-def test_one_capture_serves_all_lengths(device, lengths):
-    model = converted("bert", device)
-    runner = runner_of(model, device)
+def test_one_capture_serves_all_lengths(gpu, lengths):
+    model = converted("bert", gpu)
+    runner = runner_of(model, gpu)
     mask = (torch.arange(max(1, *lengths)) < torch.tensor(lengths)[:, None]).long()
     ids = tokens(mask)
     for _ in range(2):  # what the last call left behind does not matter
         ours = runner(ids, mask)
-        torch.testing.assert_close(ours, plain(model, ids, mask, device), rtol=0.01, atol=0.01)
+        torch.testing.assert_close(ours, plain(model, ids, mask, gpu), rtol=0.01, atol=0.01)
         runner(tokens(torch.ones(2, 15)), torch.ones(2, 15).long())
 
 
-def test_takes_the_smallest_bucket_and_does_without_where_none_fits(device):
-    model = converted("bert", device)
-    runner = runner_of(model, device)
+def test_takes_the_smallest_bucket_and_does_without_where_none_fits(gpu):
+    model = converted("bert", gpu)
+    runner = runner_of(model, gpu)
     assert [runner.bucket_of(n) for n in (0, 1, 4, 5, 16, 17, 32, 33)] == [
         4,
         4,
@@ -118,39 +110,39 @@ def test_takes_the_smallest_bucket_and_does_without_where_none_fits(device):
     for shape in ((2, 20), (5, 2)):  # too many tokens, too many texts
         mask = torch.ones(shape, dtype=torch.long)
         ids = tokens(mask)
-        assert_exact(runner(ids, mask), plain(model, ids, mask, device))
+        assert_exact(runner(ids, mask), plain(model, ids, mask, gpu))
         for pooling in ("mean", "cls"):
-            want = embed(model, ids.to(device), mask.to(device), pooling)
+            want = embed(model, ids.to(gpu), mask.to(gpu), pooling)
             assert_exact(runner(ids, mask, pooling=pooling), want)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("mask", MASKS)
-def test_pooling(device, mask, pooling, normalize):
-    model = converted("roberta", device)
-    runner = runner_of(model, device)
+def test_pooling(gpu, mask, pooling, normalize):
+    model = converted("roberta", gpu)
+    runner = runner_of(model, gpu)
     ids, mask = tokens(MASKS[mask]), MASKS[mask]
     ours = runner(ids, mask, pooling=pooling, normalize=normalize)
-    want = embed(model, ids.to(device), mask.to(device), pooling, normalize)
+    want = embed(model, ids.to(gpu), mask.to(gpu), pooling, normalize)
     torch.testing.assert_close(ours, want, rtol=0.02, atol=0.02)
 
 
-def test_token_types_and_inputs_on_the_device(device):
-    model = converted("bert", device)
-    runner = runner_of(model, device)
+def test_token_types_and_inputs_on_the_device(gpu):
+    model = converted("bert", gpu)
+    runner = runner_of(model, gpu)
     mask = MASKS["left"]
     ids, types = tokens(mask), tokens(mask) % 2
-    want = plain(model, ids, mask, device, token_type_ids=types.to(device))
+    want = plain(model, ids, mask, gpu, token_type_ids=types.to(gpu))
     torch.testing.assert_close(runner(ids, mask, types), want, rtol=0.01, atol=0.01)
-    there = (t.to(device) for t in (ids, mask, types))
+    there = (t.to(gpu) for t in (ids, mask, types))
     assert_exact(runner(*there), runner(ids, mask, types))
     assert not torch.equal(runner(ids, mask), runner(ids, mask, types))
     assert_exact(runner(ids), runner(ids, torch.ones_like(ids)))
 
 
-def test_results_outlive_the_next_call(device):
-    runner = runner_of(converted("bert", device), device)
+def test_results_outlive_the_next_call(gpu):
+    runner = runner_of(converted("bert", gpu), gpu)
     mask = torch.ones(1, 6, dtype=torch.long)
     ids = tokens(mask)
     first = runner(ids, mask)
@@ -159,25 +151,25 @@ def test_results_outlive_the_next_call(device):
     assert_exact(first, kept)
 
 
-def test_a_model_packed_anew_is_noticed(device):
-    model = converted("bert", device)
-    runner = runner_of(model, device)
+def test_a_model_packed_anew_is_noticed(gpu):
+    model = converted("bert", gpu)
+    runner = runner_of(model, gpu)
     model.load_state_dict(model.state_dict())
     with pytest.raises(RuntimeError, match="packed anew"):
         runner(torch.ones(1, 3, dtype=torch.long))
 
 
-def test_replaced_embeddings_are_noticed(device):
-    model = converted("bert", device)
-    runner = runner_of(model, device)
+def test_replaced_embeddings_are_noticed(gpu):
+    model = converted("bert", gpu)
+    runner = runner_of(model, gpu)
     model.resize_token_embeddings(120, mean_resizing=False)
     with pytest.raises(RuntimeError, match="moved since"):
         runner(torch.ones(1, 3, dtype=torch.long))
 
 
-def test_what_is_in_no_table_is_refused(device):
+def test_what_is_in_no_table_is_refused(gpu):
     """A graph would read past the end of the table."""
-    runner = runner_of(converted("bert", device), device, buckets=(64,))
+    runner = runner_of(converted("bert", gpu), gpu, buckets=(64,))
     ids = torch.ones(1, 50, dtype=torch.long)
     with pytest.raises(ValueError, match="word_embeddings: got indices from 1 to 97, need 0 to 96"):
         runner(torch.tensor([[1, 97]]))
@@ -192,8 +184,8 @@ def test_what_is_in_no_table_is_refused(device):
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)], ids=str)
-def test_no_tokens_at_all(device, shape):
-    runner = runner_of(converted("bert", device), device)
+def test_no_tokens_at_all(gpu, shape):
+    runner = runner_of(converted("bert", gpu), gpu)
     ids = torch.ones(shape, dtype=torch.long)
     assert runner(ids).shape == (*shape, 48)
     for pooling in ("mean", "cls"):
@@ -202,13 +194,13 @@ def test_no_tokens_at_all(device, shape):
         assert pooled.shape == (shape[0], 48)
 
 
-def test_nothing_in_a_step_waits_for_the_device(device):
+def test_nothing_in_a_step_waits_for_the_device(gpu):
     """Under fake tensors a read by the host is an error, and so it would be under capture. Of what
     is captured nothing may depend on values: neither shapes nor the choice of a kernel."""
-    if device.type == "cuda":
+    if gpu.type == "cuda":
         pytest.skip("on a GPU the other tests capture it for real")
     for family in FAMILIES:
-        model = converted(family, device)
+        model = converted(family, gpu)
         if not takes_positions(family, model):
             continue
         runner = CapturedEncoder(model, (8,), 4, Again)
@@ -219,18 +211,18 @@ def test_nothing_in_a_step_waits_for_the_device(device):
         bool(mode.from_tensor(torch.ones(2)).any())  # such a read is an error
 
 
-def test_refuses(device):
-    model = converted("bert", device)
+def test_refuses(gpu):
+    model = converted("bert", gpu)
     with pytest.raises(ValueError, match=r"need token counts.*1 or more"):
         capture_model(model, ())
     with pytest.raises(ValueError, match=r"need token counts.*1 or more"):
         capture_model(model, (0, 4))
     with torch.device("cpu"), pytest.raises(ValueError, match=r"need one; try filbert.convert"):
         capture_model(build("bert"))
-    if device.type == "cpu":
+    if gpu.type == "cpu":
         with pytest.raises(ValueError, match=r"got one on cpu, need a CUDA device"):
             capture_model(model)
-    runner = runner_of(model, device)
+    runner = runner_of(model, gpu)
     with pytest.raises(ValueError, match=r"input_ids: got shape \(3,\)"):
         runner(torch.ones(3).long())
     with pytest.raises(ValueError, match="attention_mask: got shape"):
@@ -239,10 +231,10 @@ def test_refuses(device):
         runner(torch.ones(1, 3).long(), pooling="max")
 
 
-def test_a_wrong_graph_is_not_returned(device):
+def test_a_wrong_graph_is_not_returned(gpu):
     """A step that computes something else is found before anyone uses it."""
-    model = converted("bert", device)
-    runner = runner_of(model, device, max_sequences=3)
+    model = converted("bert", gpu)
+    runner = runner_of(model, gpu, max_sequences=3)
     runner._embed_rows.positions = torch.nn.Embedding(3, 3, padding_idx=1, device="cpu")
     with pytest.raises(RuntimeError, match="differs from the model's"):
         prove(runner)

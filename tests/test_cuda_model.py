@@ -24,15 +24,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def device(backend, monkeypatch) -> torch.device:
-    """Where models go. The host passes for a GPU: it converts what a GPU would."""
-    if backend == "cuda":
-        return torch.device("cuda")
-    monkeypatch.setattr("filbert.integrations.transformers._device_reasons", lambda *_: [])
-    return torch.device("cpu")
-
-
 def kept_rows(model, mask, device):
     with torch.inference_mode():
         output = model(tokens(mask).to(device), attention_mask=mask.to(device))
@@ -47,51 +38,51 @@ def made(family, dtype, device, **settings):
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_hidden_states(device, family, dtype, mask):
-    model = made(family, dtype, device, attention="eager")
+def test_hidden_states(gpu, family, dtype, mask):
+    model = made(family, dtype, gpu, attention="eager")
     mask = MASKS[mask]
-    native, exact = kept_rows(model, mask, device), kept_rows(exactly(model), mask, device)
-    ours = kept_rows(convert(model), mask, device)
+    native, exact = kept_rows(model, mask, gpu), kept_rows(exactly(model), mask, gpu)
+    ours = kept_rows(convert(model), mask, gpu)
     assert ours.dtype == dtype
     assert_close_to_native(ours, native, exact)
-    if dtype == torch.float16 or device.type == "cuda":
+    if dtype == torch.float16 or gpu.type == "cuda":
         assert swapped(model).compute_dtype == dtype  # never widened, unlike on a CPU
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("fold_bias", [True, False], ids=["folded", "not folded"])
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
-def test_settings(device, dtype, act, fold_bias):
-    model = made("bert", dtype, device, hidden_act=act)
+def test_settings(gpu, dtype, act, fold_bias):
+    model = made("bert", dtype, gpu, hidden_act=act)
     mask = MASKS["scattered"]
-    native, exact = kept_rows(model, mask, device), kept_rows(exactly(model), mask, device)
+    native, exact = kept_rows(model, mask, gpu), kept_rows(exactly(model), mask, gpu)
     convert(model, PackedEncoderConfig(fold_bias=fold_bias))
-    assert_close_to_native(kept_rows(model, mask, device), native, exact)
+    assert_close_to_native(kept_rows(model, mask, gpu), native, exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_a_layer_of_bert_base(device, dtype):
+def test_a_layer_of_bert_base(gpu, dtype):
     """The real geometry, with texts on both sides of what one block holds."""
     settings = {
         "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072,
         "num_hidden_layers": 1, "max_position_embeddings": 200,
     }  # fmt: skip
-    model = made("bert", dtype, device, std=0.04, **settings)
+    model = made("bert", dtype, gpu, std=0.04, **settings)
     mask = (torch.arange(150) < torch.tensor([20, 150, 0, 64])[:, None]).long()
-    native, exact = kept_rows(model, mask, device), kept_rows(exactly(model), mask, device)
-    assert_close_to_native(kept_rows(convert(model), mask, device), native, exact)
+    native, exact = kept_rows(model, mask, gpu), kept_rows(exactly(model), mask, gpu)
+    assert_close_to_native(kept_rows(convert(model), mask, gpu), native, exact)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("mask", MASKS)
-def test_embed(device, mask, pooling):
-    model = made("bert", torch.float16, device)
+def test_embed(gpu, mask, pooling):
+    model = made("bert", torch.float16, gpu)
     mask = MASKS[mask]
     ids = tokens(mask)
-    hidden = exactly(model)(ids.to(device), attention_mask=mask.to(device)).last_hidden_state
-    ours = embed(convert(model), ids.to(device), mask.to(device), pooling)
+    hidden = exactly(model)(ids.to(gpu), attention_mask=mask.to(gpu)).last_hidden_state
+    ours = embed(convert(model), ids.to(gpu), mask.to(gpu), pooling)
     for row, length in enumerate(mask.sum(1).tolist()):
-        kept = hidden[row][mask[row].bool().to(device)]
+        kept = hidden[row][mask[row].bool().to(gpu)]
         if length == 0:
             assert (ours[row] == 0).all()
             continue
@@ -99,15 +90,15 @@ def test_embed(device, mask, pooling):
         torch.testing.assert_close(ours[row].double(), want, rtol=0.02, atol=0.02)
 
 
-def test_another_text_cannot_reach_an_answer(device):
-    model = convert(made("bert", torch.float16, device))
+def test_another_text_cannot_reach_an_answer(gpu):
+    model = convert(made("bert", torch.float16, gpu))
     mask = torch.tensor([[1] * 5 + [0] * 4, [1] * 9])
     first = tokens(mask)
     second = first.clone()
     second[1] = second[1].flip(0)
     with torch.inference_mode():
         a, b = (
-            model(ids.to(device), attention_mask=mask.to(device)).last_hidden_state
+            model(ids.to(gpu), attention_mask=mask.to(gpu)).last_hidden_state
             for ids in (first, second)
         )
     assert_exact(a[0], b[0])
@@ -115,9 +106,9 @@ def test_another_text_cannot_reach_an_answer(device):
     assert not torch.equal(a[1], b[1])
 
 
-def test_report_names_the_kernels(device):
-    model = convert(made("bert", torch.float16, device))
+def test_report_names_the_kernels(gpu):
+    model = convert(made("bert", torch.float16, gpu))
     kernels = {row.name.rpartition(".")[2]: row.kernel for row in report(model)}
-    if device.type == "cuda":
+    if gpu.type == "cuda":
         assert any(kernel.startswith("attn_varlen cuda sm_") for kernel in kernels.values())
     assert any("F.linear" in kernel for kernel in kernels.values())

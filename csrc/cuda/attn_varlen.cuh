@@ -12,111 +12,22 @@
 // zeros in their place, so that not even 0 x Inf can reach a result.
 #pragma once
 
+#include "cuda/attn_rows.cuh"
+#include "cuda/attn_softmax.cuh"
 #include "cuda/attn_work.cuh"
 #include "cuda/launch_plan.h"
 
 namespace filbert {
 namespace cuda {
 
-constexpr int kWarps = 4;
-
 // Blocks that share a multiprocessor: what shared memory allows at 128 columns, and else as many as
 // leave each thread the registers it needs. (As of compute capability 9.0; others have less.)
 template <int kDim, bool kBiased>
 constexpr int kAttnBlocks = kDim <= 64 && !kBiased ? 3 : 2;
-constexpr int kStrip = 16;     // query rows of one warp at a time
+
+constexpr int kWarps = 4;
 constexpr int kStep = 16;      // keys of one mma
 constexpr int kKeyBlock = 64;  // keys that stream through shared memory at a time
-constexpr float kLog2E = 1.44269504088896341f;
-
-// Rows of kDim 16-bit values in shared memory, cut into pieces of 16 bytes. Where a row's piece
-// lies is permuted so that eight rows' worth of one piece touch all 32 banks once: ldmatrix reads
-// columns of pieces, cp.async writes rows of them, and neither has conflicts.
-template <int kDim>
-struct SharedRows {
-  static constexpr int kPieces = kDim / 8;
-  static constexpr int kBytes = kDim * 2;  // of a row
-  uint32_t base;
-
-  __device__ __forceinline__ uint32_t at(int row, int piece) const {
-    constexpr int kSpread = kPieces < 8 ? kPieces : 8;
-    constexpr int kRowsPerLine = 8 / kSpread;  // rows that share 128 bytes
-    return base + row * kBytes + (piece ^ (row / kRowsPerLine % kSpread)) * 16;
-  }
-  __device__ __forceinline__ SharedRows from(int row) const {  // row: a multiple of 8
-    return {base + static_cast<uint32_t>(row * kBytes)};
-  }
-};
-
-// A [rows, head, kDim] operand in global memory.
-template <typename T>
-struct GlobalRows {
-  const T* base;
-  int64_t row_stride;
-  int dim;  // real columns; pieces past them are zeros
-
-  __device__ __forceinline__ GlobalRows(const void* p, int64_t row, int64_t row_stride,
-                                        int64_t head, int64_t head_stride, int64_t dim)
-      : base(static_cast<const T*>(p) + row * row_stride + head * head_stride),
-        row_stride(row_stride),
-        dim(static_cast<int>(dim)) {}
-};
-
-__device__ __forceinline__ int rounded_up(int n, int to) { return (n + to - 1) / to * to; }
-
-// Starts copying `rows` rows, and zeros up to the next multiple of 16 rows.
-template <typename T, int kDim>
-__device__ __forceinline__ void fetch_rows(SharedRows<kDim> to, const GlobalRows<T>& from,
-                                           int rows) {
-  constexpr int kPieces = SharedRows<kDim>::kPieces;
-  // A thread stays in one column of pieces, and steps over so many rows that its permutation stays
-  // the same too: two additions a piece.
-  constexpr int kRows = static_cast<int>(kAttnThreads) / kPieces;
-  static_assert(kRows % 8 == 0, "the permutation repeats every eight rows");
-  const unsigned thread = thread_read_anew();
-  int row = static_cast<int>(thread / kPieces);
-  const int piece = static_cast<int>(thread % kPieces);
-  const bool inside = piece * 8 < from.dim;
-  uint32_t target = to.at(row, piece);
-  const T* source = from.base + row * from.row_stride + piece * 8;
-#pragma unroll 1
-  for (const int end = rounded_up(rows, kStrip); row < end; row += kRows) {
-    const bool valid = inside && row < rows;
-    cp_async_16(target, valid ? source : from.base, valid);
-    target += kRows * SharedRows<kDim>::kBytes;
-    source += kRows * from.row_stride;
-  }
-}
-
-// One warp's view of the block.
-struct Lane {
-  int warp = threadIdx.x / 32;
-  int id = threadIdx.x % 32;
-  int group = id / 4;       // the fragment row this lane holds, and that row + 8
-  int column = id % 4 * 2;  // the first of the two fragment columns it holds
-};
-
-// The strip's rows of Q as operand A, 16 columns from `step * 16`.
-template <int kDim>
-__device__ __forceinline__ void load_queries(uint32_t (&a)[4], SharedRows<kDim> q, int row,
-                                             int step, const Lane& lane) {
-  ldmatrix_x4(a, q.at(row + lane.id % 16, 2 * step + lane.id / 16));
-}
-
-// 16 keys as operand B of scores: registers 0, 1 are the first eight keys, 2, 3 the others.
-template <int kDim>
-__device__ __forceinline__ void load_keys(uint32_t (&b)[4], SharedRows<kDim> k, int key, int step,
-                                          const Lane& lane) {
-  ldmatrix_x4(b, k.at(key + lane.id / 16 * 8 + lane.id % 8, 2 * step + lane.id / 8 % 2));
-}
-
-// 16 values, 16 columns from `step * 16`, as operand B of the output: registers 0, 1 are the first
-// eight columns, 2, 3 the others.
-template <int kDim>
-__device__ __forceinline__ void load_values(uint32_t (&b)[4], SharedRows<kDim> v, int key, int step,
-                                            const Lane& lane) {
-  ldmatrix_x4_trans(b, v.at(key + lane.id % 16, 2 * step + lane.id / 16));
-}
 
 // scores[n] = Q K^T of the strip at `row` and keys 8 n .. 8 n + 7, for the first `keys` keys; 0 in
 // tiles past them.
@@ -185,73 +96,6 @@ __device__ __forceinline__ void finish_scores(float (&scores)[kTiles][4],
     }
   }
 }
-
-// Over the four lanes that share a fragment row.
-__device__ __forceinline__ float row_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-__device__ __forceinline__ float row_sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
-// A row that sees no key has a maximum of -inf; 0 in its place keeps all its weights at 0.
-__device__ __forceinline__ float finite_shift(float top) { return top == -INFINITY ? 0.0f : top; }
-
-__device__ __forceinline__ float weight_of(float score, float shift) {
-  return exp2_approx(multiply_rn(score - shift, kLog2E));
-}
-
-// The running softmax of the two fragment rows a lane holds.
-struct RowStats {
-  float top[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {0.0f, 0.0f};  // of this lane's columns only, until total()
-
-  // Turns the scores of the first `keys` keys into weights relative to the new maximum; what was
-  // summed before is to be scaled by `rescale`. Whole tiles past the last key stay as they are, 0.
-  template <int kTiles>
-  __device__ __forceinline__ void update(float (&scores)[kTiles][4], int keys,
-                                         float (&rescale)[2]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float top_now = top[half];
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        if (n * 8 < keys) {
-          top_now = fmaxf(top_now, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-        }
-      }
-      top_now = row_max(top_now);
-      const float shift = finite_shift(top_now);
-      rescale[half] = weight_of(top[half], shift);
-      float added = 0.0f;
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        if (n * 8 < keys) {
-#pragma unroll
-          for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            scores[n][i] = weight_of(scores[n][i], shift);
-            added += scores[n][i];
-          }
-        }
-      }
-      top[half] = top_now;
-      sum[half] = sum[half] * rescale[half] + added;
-    }
-  }
-
-  __device__ __forceinline__ void total() {
-    sum[0] = row_sum(sum[0]);
-    sum[1] = row_sum(sum[1]);
-  }
-  __device__ __forceinline__ float log_sum_exp(int half) const {
-    return finite_shift(top[half]) + logf(sum[half]);
-  }
-  __device__ __forceinline__ float inverse(int half) const {
-    return sum[half] == 0.0f ? 0.0f : 1.0f / sum[half];
-  }
-};
 
 // Weights as operands A, 16 keys each: two tiles of C are one tile of A.
 template <typename T, int kTiles>
