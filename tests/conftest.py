@@ -77,7 +77,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def gpu(backend: str, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """Where models for the CUDA kernels go. The host passes for a GPU and converts what one would."""
+    """Where models for the CUDA kernels go. The host passes for a GPU, and converts as one."""
     if backend == "cuda":
         return torch.device("cuda")
     monkeypatch.setattr("filbert.integrations.transformers._device_reasons", lambda *_: [])

@@ -76,7 +76,8 @@ py::dict plan_attn_varlen_cuda(int64_t rows_q, int64_t sequences, int64_t heads,
                                bool float32) {
   if (rows_q < 0 || sequences < 0 || heads < 1 || dim < 1 || dim > 128) {
     throw py::value_error(
-        "plan_attn_varlen_cuda: need rows and sequences of 0 or more, a head, and 1 to 128 columns");
+        "plan_attn_varlen_cuda: need rows and sequences of 0 or more, a head, and 1 to 128 "
+        "columns");
   }
   filbert::AttnVarlenArgs args{};
   args.dtype = float32 ? filbert::DType::kFloat32 : filbert::DType::kFloat16;
