@@ -19,7 +19,8 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built build/transformers4
 	$(BIN)/python -m pytest
-	PYTHONPATH=build/transformers4 $(BIN)/python -m pytest tests/test_encoder.py tests/test_convert.py tests/test_swap.py
+	PYTHONPATH=build/transformers4 $(BIN)/python -m pytest tests/test_encoder.py tests/test_convert.py tests/test_swap.py \
+	  tests/test_capture.py tests/test_cuda_model.py
 
 # The other line of transformers that filbert supports, beside the environment's own. It is kept
 # apart from torch's and filbert's dependencies; requests is the one that only it has.
