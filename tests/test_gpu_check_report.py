@@ -31,7 +31,7 @@ JUNIT = """<?xml version="1.0" encoding="utf-8"?>
  tests="4" time="1.0">
 <testcase classname="tests.test_attn_varlen" name="test_lengths[ragged-cuda]" time="0.1"/>
 <testcase classname="tests.test_attn_varlen" name="test_any_scale[cuda-2.0]" time="0.1">
-<failure message="AssertionError: error 3 in /home/someone/filbert/tests/tolerances.py&#10;more">
+<failure message="AssertionError: error 3 in /srv/someone/filbert/tests/tolerances.py&#10;more">
 trace</failure></testcase>
 <testcase classname="tests.test_attn_varlen" name="test_opcheck[cuda]" time="0.1">
 <error message="RuntimeError: CUDA error: an illegal memory access">trace</error></testcase>
@@ -295,7 +295,7 @@ def findings(monkeypatch):
     made.steps = [
         Step("libraries", PASSED, 5.0, ["given: 6 calls, 0 wrong"]),
         Step("tests: a", PASSED, 9.0, ["3 passed"], {"passed": 3, "failed": 0, "skipped": 1}),
-        Step("tests: b", FAILED, 9.0, ["x | y in /home/a/b.py"], {"passed": 2, "failed": 1}),
+        Step("tests: b", FAILED, 9.0, ["x | y in /srv/a/b.py"], {"passed": 2, "failed": 1}),
         Step("sanitizer: memcheck", NOT_RUN, 0.0, ["no time was left"]),
     ]
     made.outputs = [("tests: b", "x" * 300_000 + "the end")]

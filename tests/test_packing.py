@@ -214,3 +214,16 @@ def test_to_moves_every_tensor():
     moved = PackedBatch.from_mask(MASKS["right"]).to("meta")
     assert {t.device.type for t in (moved.indices, moved.cu_seqlens, moved.positions)} == {"meta"}
     assert moved.num_rows == int(MASKS["right"].sum())
+
+
+def test_rows_may_have_any_strides():
+    batch = PackedBatch.from_lengths([3, 1, 4], 5)
+    wide = torch.arange(3 * 5 * 8, dtype=torch.float32).view(3, 5, 8)
+    for x in (
+        wide[..., ::2],
+        wide[..., :1].expand(-1, -1, 4),
+        wide.transpose(0, 1).transpose(0, 1),
+    ):
+        packed = batch.pack(x)
+        assert_exact(packed, x.flatten(0, 1)[batch.indices])
+        assert_exact(batch.unpack(packed), x * (batch.places >= 0).view(3, 5, 1))

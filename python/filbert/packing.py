@@ -285,7 +285,7 @@ def mean_of_segments(rows: Tensor, lengths: Tensor) -> Tensor:
     ``[B, ...]`` in the dtype of ``rows``, zeros where the length is 0. Summed in float32 or wider,
     in the rows' order.
     """
-    flat = rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)
+    flat = _as_matrix(rows)
     wide = flat if rows.dtype == torch.float64 else flat.float()
     total = torch.segment_reduce(wide, "sum", lengths=lengths.long(), axis=0, unsafe=True)
     mean = total / lengths.clamp(min=1).unsqueeze(1)
@@ -298,8 +298,13 @@ def _take_rows(rows: Tensor, index: Tensor) -> Tensor:
         taken = rows.index_select(0, index.clamp(min=0))
         return taken.masked_fill((index < 0).view(-1, *[1] * (rows.ndim - 1)), 0)
     shape = (index.shape[0], *rows.shape[1:])
+    return ops.gather_rows(_as_matrix(rows), index).view(shape)
+
+
+def _as_matrix(rows: Tensor) -> Tensor:
+    """``[T, ...]`` as ``[T, N]`` with contiguous rows; a view where it can be one."""
     flat = rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)
-    return ops.gather_rows(flat, index).view(shape)
+    return flat if flat.shape[1] < 2 or flat.stride(1) == 1 else flat.contiguous()
 
 
 def _keep_of_4d(mask: Tensor) -> Tensor:
