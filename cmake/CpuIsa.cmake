@@ -8,6 +8,8 @@ set(FILBERT_ISA_base_FLAGS "")
 set(FILBERT_ISA_avx2_FLAGS -mavx2 -mfma)
 set(FILBERT_ISA_avx512_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512)
 set(FILBERT_ISA_avx512_bf16_FLAGS ${FILBERT_ISA_avx512_FLAGS} -mavx512bf16)
+# Population counts of whole vectors, for the kernels over bits; the others gain nothing from it.
+set(FILBERT_ISA_avx512_vpopcnt_FLAGS ${FILBERT_ISA_avx512_FLAGS} -mavx512vpopcntdq)
 # 512-bit vectors and bf16 pairs spelled in portable code: the tests of the widest kernels run on
 # processors that do not have them.
 set(FILBERT_ISA_emulated_FLAGS -DFILBERT_VECTOR_BYTES=64 -DFILBERT_TILE_ROWS=12 -DFILBERT_BF16_PAIRS=1)
@@ -20,15 +22,27 @@ if(FILBERT_EMULATED_ISA)
   list(APPEND FILBERT_ISAS emulated)
 endif()
 
+# One copy, for one instruction set.
+function(filbert_cpu_copy target isa)
+  add_library(${target}_${isa} OBJECT ${ARGN})
+  target_include_directories(${target}_${isa} PRIVATE csrc)
+  target_compile_definitions(${target}_${isa} PRIVATE FILBERT_ISA=${isa})
+  target_compile_options(${target}_${isa} PRIVATE
+    -O3 -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno ${FILBERT_ISA_${isa}_FLAGS})
+  target_link_libraries(${target} PRIVATE ${target}_${isa})
+  string(TOUPPER ${isa} upper)
+  target_compile_definitions(${target} PRIVATE FILBERT_HAVE_${upper}=1)
+endfunction()
+
 function(filbert_cpu_kernels target)
   foreach(isa IN LISTS FILBERT_ISAS)
-    add_library(${target}_${isa} OBJECT ${ARGN})
-    target_include_directories(${target}_${isa} PRIVATE csrc)
-    target_compile_definitions(${target}_${isa} PRIVATE FILBERT_ISA=${isa})
-    target_compile_options(${target}_${isa} PRIVATE
-      -O3 -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno ${FILBERT_ISA_${isa}_FLAGS})
-    target_link_libraries(${target} PRIVATE ${target}_${isa})
-    string(TOUPPER ${isa} upper)
-    target_compile_definitions(${target} PRIVATE FILBERT_HAVE_${upper}=1)
+    filbert_cpu_copy(${target} ${isa} ${ARGN})
   endforeach()
+endfunction()
+
+# A copy of a few files for an instruction set beyond the list, where it belongs to this processor.
+function(filbert_cpu_kernels_for target isa)
+  if("avx512" IN_LIST FILBERT_ISAS)
+    filbert_cpu_copy(${target} ${isa} ${ARGN})
+  endif()
 endfunction()

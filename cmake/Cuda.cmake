@@ -51,6 +51,7 @@ set_target_properties(torch_cuda_stub PROPERTIES
 
 add_library(filbert_cuda SHARED
   csrc/cuda/architectures.cu
+  csrc/cuda/attn_binary.cu
   csrc/cuda/attn_varlen.cu
   csrc/cuda/attn_varlen_bf16_d128.cu
   csrc/cuda/attn_varlen_bf16_d32.cu
@@ -58,11 +59,16 @@ add_library(filbert_cuda SHARED
   csrc/cuda/attn_varlen_fp16_d128.cu
   csrc/cuda/attn_varlen_fp16_d32.cu
   csrc/cuda/attn_varlen_fp16_d64.cu
+  csrc/cuda/linear_binary.cu
+  csrc/cuda/pack_bits.cu
   csrc/cuda/rows.cu
+  csrc/torch/attn_binary.cpp
   csrc/torch/attn_varlen.cpp
   csrc/torch/bias_gelu.cpp
   csrc/torch/gather_rows.cpp
+  csrc/torch/linear_binary.cpp
   csrc/torch/norm_residual.cpp
+  csrc/torch/pack_bits.cpp
 )
 target_include_directories(filbert_cuda PRIVATE csrc)
 string(REPLACE ";" " " architectures "${FILBERT_CUDA_ARCHS}")

@@ -1,5 +1,6 @@
 // Every operator schema of filbert, and nothing else. Implementations register in csrc/torch.
-// T rows of all sequences together, B sequences, H heads, D elements a head, N hidden width.
+// T rows of all sequences together, B sequences, H heads, D elements a head, N hidden width or
+// outputs, K inputs.
 #include "torch/device.h"
 
 #define FILBERT_LIBRARY_(ns, m) STABLE_TORCH_LIBRARY(ns, m)
@@ -35,4 +36,31 @@ FILBERT_LIBRARY(m) {
 
   // x [R,N] of any dtype, index [T] -> [T,N]
   m.def("gather_rows(Tensor x, Tensor index) -> Tensor");
+
+  // Bits: P planes of W = ceil(K/32) words a row. x [T,K], threshold [K] -> words [P,T,W], sums
+  // [T]; ties is "below", "above" or "exact"
+  m.def(
+      "pack_bits(Tensor x, Tensor? threshold=None, str ties='below') -> (Tensor words, Tensor "
+      "sums)");
+  // x [T,K], scale [T] -> words [bits,T,W], sums and scale [T]
+  m.def(
+      "pack_codes(Tensor x, int bits, int low, Tensor? scale=None) -> (Tensor words, Tensor sums, "
+      "Tensor scale)");
+  // words [P,T,W], sums and scale [T], weight [ceil(N/16),W,16], totals, alpha, bias, norm_weight
+  // and norm_bias [N], residual [T,N] -> [T,N]
+  m.def(
+      "linear_binary(Tensor words, Tensor sums, Tensor weight, Tensor totals, Tensor alpha, "
+      "Tensor? bias=None, Tensor? scale=None, int step=2, int low=-1, Tensor? residual=None, "
+      "Tensor? norm_weight=None, Tensor? norm_bias=None, float eps=0.0, str dtype='float32') -> "
+      "Tensor");
+  // the same with threshold [N] -> words [1,T,ceil(N/32)], sums [T]
+  m.def(
+      "linear_binary_bits(Tensor words, Tensor sums, Tensor weight, Tensor totals, Tensor "
+      "threshold, int step=2, int low=-1) -> (Tensor words, Tensor sums)");
+  // q, k and v [T,H*D/32] bits, cu_seqlens [B+1], threshold [H*D], table [D+1] ->
+  // words [P,T,H*D/32], sums [T]
+  m.def(
+      "attn_binary(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, int heads, "
+      "int head_dim, Tensor? threshold=None, str ties='below', str score_ties='below', Tensor? "
+      "table=None, float half=0.0) -> (Tensor words, Tensor sums)");
 }

@@ -20,8 +20,8 @@ needs_nvcc = pytest.mark.skipif(
     shutil.which("nvcc") is None, reason="no nvcc here, so libfilbert_cuda was not built"
 )
 
-#: kernel -> registers a thread may have: 168 let three blocks of 128 threads share a
-#: multiprocessor, 255 two; the row kernels live from many warps at once
+#: kernel -> registers a thread may have: 168 let three blocks of 128 threads or two of 192 share
+#: a multiprocessor, 255 two of 128, 128 two of 256; the row kernels live from many warps at once
 REGISTERS = {
     r"attn_varlen_kernel<(fp16|bf16), (32|64), false>": 168,
     r"attn_varlen_kernel": 255,
@@ -32,6 +32,10 @@ REGISTERS = {
     r"norm_residual_(wide|unaligned)_kernel": 96,
     r"bias_gelu_(any_)?kernel": 64,
     r"gather_rows_kernel": 64,
+    r"linear_binary_kernel": 128,
+    r"linear_(popcount|binary_sums)_kernel": 64,
+    r"attn_binary_kernel": 168,
+    r"pack_bits_kernel": 64,
 }
 
 
@@ -48,9 +52,11 @@ class Kernel:
     @property
     def name(self) -> str:
         """``attn_varlen_kernel<fp16, 64, false>``, from the mangled name."""
-        for name in re.findall(r"\d((?:attn|norm|bias|gather)\w*?_kernel)", self.mangled):
+        for name in re.findall(
+            r"\d((?:attn|norm|bias|gather|linear|pack)\w*?_kernel)", self.mangled
+        ):
             rest = self.mangled.partition(name)[2]
-            values = re.findall(r"4(fp16|bf16)E|Li(\d+)E|Lb([01])E", rest)
+            values = re.findall(r"\d(fp16|bf16|Bit)E|Li(\d+)E|Lb([01])E", rest)
             words = [t or n or ("true" if b == "1" else "false") for t, n, b in values]
             return f"{name}<{', '.join(words)}>" if words else name
         return self.mangled
@@ -84,7 +90,10 @@ def test_every_kernel_was_compiled_for_every_architecture():
         for dim in (32, 64, 128):
             for biased in ("false", "true"):
                 assert f"attn_varlen_kernel<{dtype}, {dim}, {biased}>" in by_name
-    for name in ("attn_varlen_f32_kernel", "attn_tiles_kernel"):
+    for tiling in ("2, 4, 4, 2", "1, 4, 2, 1"):
+        for out in ("Bit", "fp16", "bf16"):
+            assert f"linear_binary_kernel<{tiling}, {out}>" in by_name
+    for name in ("attn_varlen_f32_kernel", "attn_tiles_kernel", "linear_binary_sums_kernel"):
         assert name in by_name
 
 
@@ -104,6 +113,8 @@ def cuobjdump() -> str | None:
 
 #: tiles through shared memory by 16 bytes, in and out
 TILES = [r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.4", r"LDGSTS\S*\.128", r"STG\.E\.128"]
+#: common ones of bits, counted on tensor cores
+BITS_256, BITS_128 = (rf"BMMA\.168{n}\.AND\.POPC" for n in (256, 128))
 #: kernel (a pattern of its mangled name) -> instructions it is made for
 INSTRUCTIONS = {
     r"attn_varlen_kernelINS0_4fp16": [r"HMMA\.16816\.F32 ", *TILES],
@@ -111,6 +122,13 @@ INSTRUCTIONS = {
     r"norm_residual_kernel": [r"LDG\.E\.128", r"STG\.E\.128"],
     r"bias_gelu_kernel": [r"LDG\.E\.128", r"STG\.E\.128"],
     r"gather_rows_kernelI5uint4": [r"LDG\.E\.128", r"STG\.E\.128"],
+    r"linear_binary_kernel": [BITS_256, r"LDSM\.16\.M88\.4", r"LDS\.64", r"LDGSTS\S*\.128"],
+    r"linear_binary_kernelI.*?EEEfEE": [r"STG\.E\.128"],
+    r"linear_binary_kernelI.*?4(fp16|bf16)": [r"STG\.E\.64"],
+    r"attn_binary_kernelILi2E": [BITS_128, r"LDGSTS\S*\.128", r"STS\.128"],
+    r"attn_binary_kernelILi4E": [BITS_256, BITS_128, r"LDGSTS\S*\.128", r"STS\.128"],
+    r"linear_popcount_kernel": [r"\bPOPC\b"],
+    r"pack_bits_kernelI.*?Lb1ELb[01]E": [r"LDG\.E\.128"],
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cases import normal
+from filbert import reference
 from tolerances import assert_exact
 
 X = torch.arange(64.0) + 1
@@ -89,6 +90,44 @@ def test_fragments(hostcuda, dtype):
     expected = a.float() @ b.float() + c
     hostcuda.product_(a, b, c)
     assert_exact(c, expected)
+
+
+@pytest.mark.parametrize("words", [4, 8])
+def test_bit_fragments(hostcuda, words):
+    """The one-bit mma of 128 and of 256 bits count common ones."""
+    generator = torch.Generator().manual_seed(1)
+    a, b = (
+        torch.randint(-(2**31), 2**31, (rows, words), generator=generator).to(torch.int32)
+        for rows in (16, 8)
+    )
+    c = normal(16, 8).round().to(torch.int32)
+    counts = [reference.words_to_bits(t, 32 * words) for t in (a, b)]
+    expected = c + (counts[0] @ counts[1].T).to(torch.int32)
+    hostcuda.bit_product_(a, b, c)
+    assert_exact(c, expected)
+
+
+@pytest.mark.parametrize("capability", [75, 80, 90, 100, 120])
+def test_capability(hostcuda, capability):
+    """Whatever multiplies bits, tensor cores or ordinary ones, the results are the same."""
+    generator = torch.Generator().manual_seed(2)
+    codes = torch.randint(0, 4, (37, 100), generator=generator)
+    bits = torch.randint(0, 2, (70, 100), generator=generator)
+    words, sums = reference.codes_to_words(codes, 2)
+    tiles, totals = reference.weight_to_tiles(bits), (2 * bits.sum(1) - 100).to(torch.int32)
+    threshold = torch.randint(-30, 30, (70,), generator=generator).to(torch.int32)
+    operands = (words, sums, tiles, totals)
+    try:
+        hostcuda.set_capability(capability)
+        got = hostcuda.linear_binary_bits(*operands, threshold, 1, -1)
+        numbers = hostcuda.linear_binary(*operands, torch.ones(70), None, None, 1, -1)
+    finally:
+        hostcuda.set_capability(90)
+    for ours, meant in zip(
+        got, reference.linear_binary_bits(*operands, threshold, 1, -1), strict=True
+    ):
+        assert_exact(ours, meant)
+    assert_exact(numbers, reference.binary_product(*operands, 1, -1).float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -9,13 +9,19 @@
 namespace filbert {
 namespace {
 
+#define FILBERT_BINARY_TABLE(isa)                                              \
+  BinaryKernels {                                                              \
+    isa::pack_bits_rows, isa::linear_binary_scratch, isa::linear_binary_block, \
+        isa::attn_binary_scratch, isa::attn_binary_head, isa::sum_planes       \
+  }
+
 #define FILBERT_TABLE(isa)                                                                     \
   CpuKernels {                                                                                 \
     #isa, isa::vector_bytes, isa::bf16_pairs, isa::attn_varlen_scratch, isa::attn_varlen_task, \
-        isa::norm_residual_rows, isa::bias_gelu_rows                                           \
+        isa::norm_residual_rows, isa::bias_gelu_rows, FILBERT_BINARY_TABLE(isa)                \
   }
 
-constexpr int kMaxTables = 6;
+constexpr int kMaxTables = 7;
 
 struct Tables {
   CpuKernels storage[kMaxTables];
@@ -36,10 +42,23 @@ struct Tables {
     [[maybe_unused]] const bool avx512 =
         avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    // Population counts of vectors came independently of bfloat16: Cooper Lake has one, Ice Lake
+    // the other, what came later has both.
+    [[maybe_unused]] const bool vpopcnt = avx512 && __builtin_cpu_supports("avx512vpopcntdq");
 #if FILBERT_HAVE_AVX512_BF16
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) add(FILBERT_TABLE(avx512_bf16));
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) {
+      CpuKernels table = FILBERT_TABLE(avx512_bf16);
+      if (vpopcnt) table.binary = FILBERT_BINARY_TABLE(avx512_vpopcnt);
+      add(table);
+    }
 #endif
 #if FILBERT_HAVE_AVX512
+    if (vpopcnt) {
+      CpuKernels table = FILBERT_TABLE(avx512);
+      table.isa = "avx512_vpopcnt";
+      table.binary = FILBERT_BINARY_TABLE(avx512_vpopcnt);
+      add(table);
+    }
     if (avx512) add(FILBERT_TABLE(avx512));
 #endif
 #if FILBERT_HAVE_AVX2

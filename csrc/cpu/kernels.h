@@ -1,10 +1,13 @@
 // The CPU kernels as the rest of filbert sees them: one table per instruction set.
 #pragma once
 
+#include "args/attn_binary.h"
 #include "args/attn_varlen.h"
 #include "args/bias_gelu.h"
 #include "args/gather_rows.h"
+#include "args/linear_binary.h"
 #include "args/norm_residual.h"
+#include "args/pack_bits.h"
 
 namespace filbert {
 
@@ -15,6 +18,23 @@ struct AttnTask {
   int32_t q_begin, q_end;  // rows counted from the sequence's first
 };
 
+// One unit of work of linear_binary: that many rows and outputs.
+constexpr int64_t kBinaryRows = 128;
+constexpr int64_t kBinaryColumns = 64;
+
+#define FILBERT_DECLARE_BINARY_KERNELS                                                       \
+  void pack_bits_rows(const PackBitsArgs& args, int64_t begin, int64_t end);                 \
+  int64_t linear_binary_scratch(const LinearBinaryArgs& args); /* bytes */                   \
+  /* rows [row_begin, row_end), and outputs from kBinaryColumns * block_begin on */          \
+  void linear_binary_block(const LinearBinaryArgs& args, int64_t row_begin, int64_t row_end, \
+                           int64_t block_begin, int64_t block_end, void* scratch);           \
+  int64_t attn_binary_scratch(const AttnBinaryArgs& args, int64_t length); /* bytes */       \
+  void attn_binary_head(const AttnBinaryArgs& args, int64_t sequence, int64_t head,          \
+                        void* scratch);                                                      \
+  /* sums[r] = the sum of row r's codes, its planes `stride` words apart */                  \
+  void sum_planes(const uint32_t* words, int64_t stride, int64_t planes, int64_t rows,       \
+                  int64_t row_words, int32_t* sums);
+
 // Each instruction set defines these in its own namespace (csrc/cpu/*_kernel.cpp).
 #define FILBERT_DECLARE_KERNELS(isa)                                                      \
   namespace isa {                                                                         \
@@ -23,6 +43,7 @@ struct AttnTask {
   void norm_residual_rows(const NormResidualArgs& args, int64_t begin, int64_t end,       \
                           float* scratch);                                                \
   void bias_gelu_rows(const BiasGeluArgs& args, int64_t begin, int64_t end);              \
+  FILBERT_DECLARE_BINARY_KERNELS                                                          \
   extern const int vector_bytes;                                                          \
   extern const bool bf16_pairs;                                                           \
   }
@@ -32,6 +53,18 @@ FILBERT_DECLARE_KERNELS(avx2)
 FILBERT_DECLARE_KERNELS(avx512)
 FILBERT_DECLARE_KERNELS(avx512_bf16)
 FILBERT_DECLARE_KERNELS(emulated)
+namespace avx512_vpopcnt {  // these only; the rest is avx512's
+FILBERT_DECLARE_BINARY_KERNELS
+}
+
+struct BinaryKernels {
+  decltype(&base::pack_bits_rows) pack_bits_rows;
+  decltype(&base::linear_binary_scratch) linear_binary_scratch;
+  decltype(&base::linear_binary_block) linear_binary_block;
+  decltype(&base::attn_binary_scratch) attn_binary_scratch;
+  decltype(&base::attn_binary_head) attn_binary_head;
+  decltype(&base::sum_planes) sum_planes;
+};
 
 struct CpuKernels {
   const char* isa;
@@ -41,6 +74,7 @@ struct CpuKernels {
   decltype(&base::attn_varlen_task) attn_varlen_task;
   decltype(&base::norm_residual_rows) norm_residual_rows;
   decltype(&base::bias_gelu_rows) bias_gelu_rows;
+  BinaryKernels binary;
 };
 
 #define FILBERT_EXPORT __attribute__((visibility("default")))
@@ -59,5 +93,8 @@ void attn_varlen_cpu(const AttnVarlenArgs& args);
 void norm_residual_cpu(const NormResidualArgs& args);
 void bias_gelu_cpu(const BiasGeluArgs& args);
 void gather_rows_cpu(const GatherRowsArgs& args);
+void pack_bits_cpu(const PackBitsArgs& args);
+void linear_binary_cpu(const LinearBinaryArgs& args);
+void attn_binary_cpu(const AttnBinaryArgs& args);
 
 }  // namespace filbert

@@ -50,19 +50,27 @@ void launch(const char* name, void (*kernel)(Args), const LaunchPlan& plan, Stre
              name);
 }
 
-// Multiprocessors of the current device; asked for once per device.
-inline int multiprocessors() {
+// An attribute of the current device; asked for once per device.
+template <cudaDeviceAttr kAttribute>
+int device_attribute() {
   constexpr int kDevices = 64;
   static std::atomic<int> known[kDevices];
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  int count = device < kDevices ? known[device].load(std::memory_order_relaxed) : 0;
-  if (count == 0) {
-    check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
-               "cudaDeviceGetAttribute");
-    if (device < kDevices) known[device].store(count, std::memory_order_relaxed);
+  int value = device < kDevices ? known[device].load(std::memory_order_relaxed) : 0;
+  if (value == 0) {
+    check_cuda(cudaDeviceGetAttribute(&value, kAttribute, device), "cudaDeviceGetAttribute");
+    if (device < kDevices) known[device].store(value, std::memory_order_relaxed);
   }
-  return count;
+  return value;
+}
+
+inline int multiprocessors() { return device_attribute<cudaDevAttrMultiProcessorCount>(); }
+
+// Compute capability as 10 * major + minor.
+inline int compute_capability() {
+  return 10 * device_attribute<cudaDevAttrComputeCapabilityMajor>() +
+         device_attribute<cudaDevAttrComputeCapabilityMinor>();
 }
 
 }  // namespace cuda

@@ -5,8 +5,10 @@
 
 #include <cstdint>
 
+#include "args/attn_binary.h"
 #include "args/attn_tiles.h"
 #include "args/attn_varlen.h"
+#include "args/linear_binary.h"
 
 namespace filbert {
 namespace cuda {
@@ -19,6 +21,7 @@ struct LaunchPlan {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Blocks per multiprocessor of a kernel whose blocks stride over their work: more than can run at
 // once, so that the hardware balances them.
@@ -54,6 +57,85 @@ inline LaunchPlan plan_strided(int64_t units, int64_t units_per_block, int64_t t
                                int64_t multiprocessors, int64_t shared_bytes = 0) {
   const int64_t blocks = ceil_div(units, units_per_block);
   return {least(blocks, multiprocessors * kBlocksPerMultiprocessor), threads, shared_bytes};
+}
+
+// --- binary operators ---
+
+// Whether a GPU multiplies bits on its tensor cores. Capability is 10 * major + minor. From 10.0 on
+// the one-bit mma is there and emulated; before 8.0 it has no AND.
+constexpr bool has_binary_tensor_cores(int64_t capability) {
+  return capability >= 80 && capability < 100;
+}
+
+// Words of K that lie in shared memory at a time, for each row and each output of a block's tile.
+constexpr int64_t kBinaryChunkWords = 32;
+
+// The tile of linear_binary that one block makes.
+struct BinaryTileSize {
+  int64_t rows, outputs, threads;
+};
+constexpr BinaryTileSize kBinaryLargeTile{128, 128, 256};
+constexpr BinaryTileSize kBinarySmallTile{32, 64, 128};  // where large ones would be too few
+
+// By __popc: a warp makes 32 outputs of some rows.
+constexpr int64_t kPopcountWarps = 4, kPopcountRows = 8;
+// As many rows as __popc takes where there are tensor cores: from here on mma wastes too much.
+constexpr int64_t kPopcountFewRows = 2;
+
+struct LinearBinaryPlan {
+  bool tensor_cores;    // else __popc on ordinary cores
+  BinaryTileSize tile;  // of a block
+  LaunchPlan launch;
+};
+
+inline LinearBinaryPlan plan_linear_binary(const LinearBinaryArgs& args, int64_t multiprocessors,
+                                           int64_t capability) {
+  const bool aligned = reinterpret_cast<uintptr_t>(args.weight) % 16 == 0;
+  if (!has_binary_tensor_cores(capability) || args.rows <= kPopcountFewRows || !aligned) {
+    const int64_t rows = args.rows <= kPopcountFewRows ? 1 : kPopcountRows;
+    const int64_t warps = ceil_div(args.outputs, 32) * ceil_div(args.rows, rows);
+    return {false,
+            {rows, 32 * kPopcountWarps, 32 * kPopcountWarps},
+            {ceil_div(warps, kPopcountWarps), 32 * kPopcountWarps, 0}};
+  }
+  const auto blocks = [&](const BinaryTileSize& tile) {
+    return ceil_div(args.rows, tile.rows) * ceil_div(args.outputs, tile.outputs);
+  };
+  const bool small =
+      args.rows <= kBinarySmallTile.rows || blocks(kBinaryLargeTile) < multiprocessors;
+  const BinaryTileSize& tile = small ? kBinarySmallTile : kBinaryLargeTile;
+  const int64_t stages = ceil_div(args.row_words, kBinaryChunkWords) * args.planes;
+  const int64_t stage_bytes = (tile.rows + tile.outputs) * kBinaryChunkWords * 4;
+  return {true, tile, {blocks(tile), tile.threads, (stages > 1 ? 2 : 1) * stage_bytes}};
+}
+
+// attn_binary: a block takes some query rows of one sequence, and a warp a head of them.
+constexpr int64_t kAttnBinaryWarps = 6;   // at most
+constexpr int64_t kAttnBinaryKeys = 128;  // in shared memory at a time
+// Head dimensions up to 64 run on tiles of two words, the others on four.
+constexpr int64_t attn_binary_tile_words(int64_t dim) { return dim <= 64 ? 2 : 4; }
+constexpr int64_t attn_binary_tile_rows(int64_t dim) { return dim <= 64 ? 32 : 16; }
+
+// The warps of a block: all heads in as few turns as the bound allows, all turns of one size.
+constexpr int64_t attn_binary_warps(int64_t heads) {
+  return ceil_div(heads, ceil_div(heads, kAttnBinaryWarps));
+}
+
+// From one row of keys or values to the next, in pieces of 16 bytes: odd, so that eight rows' worth
+// of one piece touch all banks.
+constexpr int64_t attn_binary_row_pieces(int64_t warps, int64_t dim) {
+  return ceil_div(warps * (dim / 32), 4) | 1;
+}
+
+inline LaunchPlan plan_attn_binary(const AttnBinaryArgs& args) {
+  const int64_t warps = attn_binary_warps(args.heads), rows = attn_binary_tile_rows(args.dim);
+  const int64_t tiles = most(1, ceil_div(args.max_seqlen, rows));
+  const int64_t keys_and_values =
+      2 * kAttnBinaryKeys * attn_binary_row_pieces(warps, args.dim) * 16;
+  const int64_t transposed = warps * attn_binary_tile_words(args.dim) * 32 * 16;
+  const int64_t table = args.table ? (args.dim + 1) * 8 : 0;
+  return {(args.sequences + 1) * tiles, 32 * warps,
+          keys_and_values + transposed + table + rows * 4};
 }
 
 }  // namespace cuda

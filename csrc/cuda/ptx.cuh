@@ -7,6 +7,12 @@
 //   B  2 registers: (k 2t, column g), (k 2t + 8, column g)
 //   C  4 floats:    (row g, column 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
 // where a register holds two neighbouring values along k.
+//
+// Of the one-bit mma.m16n8k256, a register holding 32 neighbouring bits along k:
+//   A  4 registers: (row g, word t), (row g + 8, word t), (row g, word t + 4), (g + 8, t + 4)
+//   B  2 registers: (word t, column g), (word t + 4, column g)
+//   C  as above, integers
+// mma.m16n8k128 has the first half of A and B.
 #pragma once
 
 #ifndef __CUDACC__
@@ -48,6 +54,24 @@ __device__ __forceinline__ void store_shared_4(uint32_t to, uint32_t value) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
 }
 
+__device__ __forceinline__ void store_shared_16(uint32_t to, uint4 value) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
+__device__ __forceinline__ uint32_t load_shared_4(uint32_t from) {
+  uint32_t v;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(from) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ uint2 load_shared_8(uint32_t from) {
+  uint2 v;
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
+  return v;
+}
+
 __device__ __forceinline__ uint4 load_shared_16(uint32_t from) {
   uint4 v;
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
@@ -57,7 +81,14 @@ __device__ __forceinline__ uint4 load_shared_16(uint32_t from) {
   return v;
 }
 
-// --- global memory, 16 aligned bytes at a time ---
+// --- global memory, 8 or 16 aligned bytes at a time ---
+
+__device__ __forceinline__ uint2 load_8(const void* from) {
+  return *static_cast<const uint2*>(from);
+}
+__device__ __forceinline__ void store_8(void* to, uint2 value) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(value.x), "r"(value.y) : "memory");
+}
 
 __device__ __forceinline__ uint4 load_16(const void* from) {
   return *static_cast<const uint4*>(from);
@@ -74,6 +105,13 @@ __device__ __forceinline__ void store_16(void* to, uint4 value) {
 __device__ __forceinline__ void cp_async_16(uint32_t to, const void* from, bool valid) {
   const int bytes = valid ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+               : "memory");
+}
+
+// The same for 4 bytes, aligned to 4.
+__device__ __forceinline__ void cp_async_4(uint32_t to, const void* from, bool valid) {
+  const int bytes = valid ? 4 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
 }
 
@@ -130,6 +168,25 @@ __device__ __forceinline__ void mma_16816<bf16>(float (&c)[4], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// c[i][j] += popcount(a[i] & b[j]), 16x8, over 256 bits. AND and not XOR, which Hopper emulates.
+__device__ __forceinline__ void mma_b1_256(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                           uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, "
+      "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The same over 128 bits.
+__device__ __forceinline__ void mma_b1_128(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc {%0, %1, %2, %3}, {%4, %5}, "
+      "{%6}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+
 // --- numbers ---
 
 // Two floats rounded to 16 bits, the first in the lower half.
@@ -181,6 +238,21 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// a - b, or the nearest integer there is.
+__device__ __forceinline__ int32_t subtract_saturated(int32_t a, int32_t b) {
+  int32_t d;
+  asm("sub.sat.s32 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
+// The nearest integer, ties to even.
+__device__ __forceinline__ float round_even(float x) { return rintf(x); }
+
+// The largest integer that is not above x, or the nearest there is; of a NaN the largest of all.
+__device__ __forceinline__ int64_t floor_to_int64(double x) {
+  return x != x ? INT64_MAX : static_cast<int64_t>(__double2ll_rd(x));
 }
 
 // a b rounded here and now: never part of a fused multiply-add.

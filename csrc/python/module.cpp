@@ -95,6 +95,51 @@ py::dict plan_attn_varlen_cuda(int64_t rows_q, int64_t sequences, int64_t heads,
   return result;
 }
 
+py::dict plan_linear_binary_cuda(int64_t rows, int64_t outputs, int64_t row_words, int64_t planes,
+                                 int64_t multiprocessors, int64_t capability) {
+  if (rows < 0 || outputs < 0 || row_words < 0 || planes < 1 || multiprocessors < 1) {
+    throw py::value_error(
+        "plan_linear_binary_cuda: need sizes of 0 or more, a plane and a multiprocessor");
+  }
+  filbert::LinearBinaryArgs args{};
+  args.rows = rows;
+  args.outputs = outputs;
+  args.row_words = row_words;
+  args.planes = static_cast<int32_t>(planes);
+  const auto plan = filbert::cuda::plan_linear_binary(args, multiprocessors, capability);
+  py::dict result;
+  result["tensor_cores"] = plan.tensor_cores;
+  result["tile_rows"] = plan.tile.rows;
+  result["tile_outputs"] = plan.tile.outputs;
+  result["blocks"] = plan.launch.blocks;
+  result["threads"] = plan.launch.threads;
+  result["shared_bytes"] = plan.launch.shared_bytes;
+  return result;
+}
+
+py::dict plan_attn_binary_cuda(int64_t sequences, int64_t max_seqlen, int64_t heads, int64_t dim,
+                               bool table) {
+  if (sequences < 0 || max_seqlen < 0 || heads < 1 || dim < 32 || dim > filbert::kMaxBinaryDim) {
+    throw py::value_error(
+        "plan_attn_binary_cuda: need sizes of 0 or more, a head, and 32 to 128 columns");
+  }
+  const int64_t any_table = 0;
+  filbert::AttnBinaryArgs args{};
+  args.sequences = sequences;
+  args.max_seqlen = max_seqlen;
+  args.heads = heads;
+  args.dim = dim;
+  args.table = table ? &any_table : nullptr;
+  const filbert::cuda::LaunchPlan plan = filbert::cuda::plan_attn_binary(args);
+  py::dict result;
+  result["blocks"] = plan.blocks;
+  result["threads"] = plan.threads;
+  result["shared_bytes"] = plan.shared_bytes;
+  result["rows_per_block"] = filbert::cuda::attn_binary_tile_rows(dim);
+  result["heads_at_once"] = filbert::cuda::attn_binary_warps(heads);
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -110,4 +155,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan_attn_varlen_cuda", &plan_attn_varlen_cuda, py::arg("rows_q"), py::arg("sequences"),
         py::arg("heads"), py::arg("dim"), py::arg("float32"),
         "How attn_varlen would be launched on a GPU. It does not depend on sequence lengths.");
+  m.def("plan_linear_binary_cuda", &plan_linear_binary_cuda, py::arg("rows"), py::arg("outputs"),
+        py::arg("row_words"), py::arg("planes"), py::arg("multiprocessors"), py::arg("capability"),
+        "How linear_binary would be launched on a GPU of a compute capability (10 major + minor).");
+  m.def("plan_attn_binary_cuda", &plan_attn_binary_cuda, py::arg("sequences"),
+        py::arg("max_seqlen"), py::arg("heads"), py::arg("dim"), py::arg("table"),
+        "How attn_binary would be launched on a GPU.");
 }

@@ -5,42 +5,13 @@
 
 #include "args/attn_tiles.h"
 #include "torch/device.h"
+#include "torch/offsets.h"
 
 namespace filbert {
 namespace {
 
 constexpr const char* kOp = "attn_varlen";
 constexpr int64_t kMaxDim = 128;
-
-// Offsets must start at 0, never fall, and stay within the rows. On a GPU nobody may wait to read
-// them; there the kernels clamp them instead.
-void check_offsets(const Tensor& cu, int64_t rows, const char* name) {
-  if (kOnGpu) return;
-  const int32_t* at = static_cast<const int32_t*>(cu.const_data_ptr());
-  check(at[0] == 0, kOp, name, at[0], "a first offset of 0",
-        "prefix sums of the lengths with a leading 0");
-  for (int64_t i = 1; i < cu.size(0); ++i) {
-    if (at[i] < at[i - 1]) {
-      std::ostringstream got;
-      got << at[i - 1] << " then " << at[i] << " at place " << i;
-      check(false, kOp, name, got.str(), "offsets that never fall", "prefix sums of the lengths");
-    }
-  }
-  const int64_t last = at[cu.size(0) - 1];
-  check(last <= rows, kOp, name, last, "a last offset within the packed rows",
-        "offsets made from the same mask as the rows");
-}
-
-void check_offset_tensor(const char* op, const Tensor& cu, const Tensor& like, const char* name) {
-  if (cu.scalar_type() != ScalarType::Int) {
-    check(false, op, name, torch::headeronly::toString(cu.scalar_type()), "int32",
-          "cu_seqlens.int()");
-  }
-  check(cu.dim() == 1 && cu.size(0) >= 1 && (cu.size(0) < 2 || cu.stride(0) == 1), op, name, cu,
-        "a contiguous [B + 1]", "one offset per sequence and a leading 0");
-  check(cu.is_cpu() == like.is_cpu() && cu.get_device_index() == like.get_device_index(), op, name,
-        "a tensor on another device", "the device of the others", "cu_seqlens.to(q.device)");
-}
 
 // A [T, H, D] operand whose rows a kernel can read in place; anything odd is copied once.
 Tensor rows_operand(const Tensor& t, int64_t heads, int64_t dim, const char* name) {
@@ -111,8 +82,8 @@ std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_s
         std::min(max_seqlen_q, max_seqlen_k), "0 or more", "the longest sequence, or 0 if unknown");
   check(window_left >= -1 && window_right >= -1, kOp, "window", std::min(window_left, window_right),
         "-1 (no bound) or more", "(-1, -1)");
-  check_offsets(cu_seqlens_q, q.size(0), "cu_seqlens_q");
-  check_offsets(cu_seqlens_k, k.size(0), "cu_seqlens_k");
+  check_offsets(kOp, cu_seqlens_q, q.size(0), "cu_seqlens_q");
+  check_offsets(kOp, cu_seqlens_k, k.size(0), "cu_seqlens_k");
   for (const auto& [t, n, name] : {std::make_tuple(&alibi_slopes, heads, "alibi_slopes"),
                                    std::make_tuple(&key_bias, k.size(0), "key_bias")}) {
     if (!*t) continue;

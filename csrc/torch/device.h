@@ -133,11 +133,19 @@ inline void run(const NormResidualArgs& args, Call& call) {
 }
 inline void run(const BiasGeluArgs& args, Call& call) { bias_gelu_cuda(args, call.stream()); }
 inline void run(const GatherRowsArgs& args, Call& call) { gather_rows_cuda(args, call.stream()); }
+inline void run(const PackBitsArgs& args, Call& call) { pack_bits_cuda(args, call.stream()); }
+inline void run(const LinearBinaryArgs& args, Call& call) {
+  linear_binary_cuda(args, call.stream());
+}
+inline void run(const AttnBinaryArgs& args, Call& call) { attn_binary_cuda(args, call.stream()); }
 #else
 inline void run(const AttnVarlenArgs& args, Call&) { attn_varlen_cpu(args); }
 inline void run(const NormResidualArgs& args, Call&) { norm_residual_cpu(args); }
 inline void run(const BiasGeluArgs& args, Call&) { bias_gelu_cpu(args); }
 inline void run(const GatherRowsArgs& args, Call&) { gather_rows_cpu(args); }
+inline void run(const PackBitsArgs& args, Call&) { pack_bits_cpu(args); }
+inline void run(const LinearBinaryArgs& args, Call&) { linear_binary_cpu(args); }
+inline void run(const AttnBinaryArgs& args, Call&) { attn_binary_cpu(args); }
 #endif
 
 }  // namespace filbert

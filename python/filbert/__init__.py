@@ -7,20 +7,33 @@
 Importing filbert starts no CUDA context and imports no transformers.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .capture import CapturedEncoder, capture
 from .config import PackedEncoderConfig
 from .convert import ConvertError, convert, report, revert
 from .info import explain, info
+from .nn.binary_file import load_binary
 from .ops import (
+    attn_binary,
     attn_tiles,
     attn_varlen,
     bias_gelu_,
     gather_rows,
+    linear_binary,
+    linear_binary_bits,
     norm_residual,
     norm_residual_,
+    pack_bits,
+    pack_codes,
+    softmax_table,
 )
+from .packed_bits import PackedBits
 from .packing import PackedBatch
 from .pooling import embed
+
+if TYPE_CHECKING:
+    from .compress.binarize.conversion import binarize
 
 __version__ = "0.1.0"
 
@@ -28,19 +41,38 @@ __all__ = [
     "CapturedEncoder",
     "ConvertError",
     "PackedBatch",
+    "PackedBits",
     "PackedEncoderConfig",
     "__version__",
+    "attn_binary",
     "attn_tiles",
     "attn_varlen",
     "bias_gelu_",
+    "binarize",
     "capture",
     "convert",
     "embed",
     "explain",
     "gather_rows",
     "info",
+    "linear_binary",
+    "linear_binary_bits",
+    "load_binary",
     "norm_residual",
     "norm_residual_",
+    "pack_bits",
+    "pack_codes",
     "report",
     "revert",
+    "softmax_table",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``binarize`` is imported when it is first asked for: with it comes all that trains."""
+    if name == "binarize":
+        from .compress.binarize.conversion import binarize
+
+        globals()[name] = binarize
+        return binarize
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable
 from importlib import metadata
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from . import _load
 from .ops import tile_capacity
+from .reference import words_for
 
 __all__ = ["Explanation", "Info", "explain", "info"]
 
@@ -24,6 +26,11 @@ _OPS = {
     "norm_residual_": "the same, written over its input",
     "bias_gelu_": "bias + GELU in place",
     "gather_rows": "rows by index: packing and unpacking",
+    "pack_bits": "rows of numbers to rows of bits",
+    "pack_codes": "rows of numbers to bit planes of 2, 4 or 8 bits",
+    "linear_binary": "linear layer of ±1 weights over bits",
+    "linear_binary_bits": "the same with bits out",
+    "attn_binary": "attention over bits",
 }
 
 
@@ -190,6 +197,53 @@ def _explain_bias_gelu_(
     return {"memory": f"{2 * x.numel() * x.element_size():,} bytes read and written"}
 
 
+def _explain_pack(x: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    planes = args[0] if args and isinstance(args[0], int) else kwargs.get("bits", 1)
+    planes = 2 if "exact" in (*args, kwargs.get("ties")) else planes
+    written = x.shape[0] * (4 * planes * words_for(x.shape[1]) + 4)
+    return {"memory": f"{x.numel() * x.element_size() + written:,} bytes read and written"}
+
+
+def _explain_linear_binary(
+    words: Tensor, sums: Tensor, weight: Tensor, totals: Tensor, *_: Any, **__: Any
+) -> dict[str, Any]:
+    planes, rows, row_words = words.shape
+    outputs = totals.shape[0]
+    found: dict[str, Any] = {}
+    if words.is_cuda:
+        assert _load.C is not None
+        properties = torch.cuda.get_device_properties(words.device)
+        plan = _load.C.plan_linear_binary_cuda(
+            rows, outputs, row_words, planes, properties.multi_processor_count,
+            10 * properties.major + properties.minor,
+        )  # fmt: skip
+        found["counted"] = (
+            "mma.m16n8k256 AND + popcount" if plan["tensor_cores"] else "__popc, no tensor cores"
+        )
+        found["launch"] = (
+            f"{plan['blocks']:,} blocks of {plan['threads']} threads, "
+            f"{plan['tile_rows']} x {plan['tile_outputs']} a block"
+        )
+    else:
+        found["counted"] = "by vectors' population counts or byte lookups, see docs/binary.md"
+    return found | {
+        "work": f"{rows * outputs * row_words * 32 * planes:,} multiply-adds of ±1",
+        "weight": f"{weight.numel() * 4:,} bytes, {weight.numel() * 128:,} as float32",
+        "memory": f"{4 * (words.numel() + weight.numel()):,} bytes of bits read",
+    }
+
+
+def _explain_attn_binary(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *_: Any, **__: Any
+) -> dict[str, Any]:
+    bits = 32 * q.shape[1]
+    lengths = [b - a for a, b in pairwise(_offsets(cu_seqlens))]
+    return {
+        "work": f"{2 * bits * sum(n * n for n in lengths):,} multiply-adds of ±1",
+        "memory": f"{4 * (q.numel() + k.numel() + 2 * v.numel()):,} bytes read and written",
+    }
+
+
 def explain(op: str, x: Tensor, *args: Any, **kwargs: Any) -> Explanation:
     """Which kernel a call would run, and how it would be cut up, without running it.
 
@@ -235,6 +289,11 @@ def explain(op: str, x: Tensor, *args: Any, **kwargs: Any) -> Explanation:
         "bias_gelu_": _explain_bias_gelu_,
         "gather_rows": _explain_gather_rows,
         "attn_tiles": _explain_attn_tiles,
+        "pack_bits": _explain_pack,
+        "pack_codes": _explain_pack,
+        "linear_binary": _explain_linear_binary,
+        "linear_binary_bits": _explain_linear_binary,
+        "attn_binary": _explain_attn_binary,
     }
     result.update(explainers[op](x, *args, **kwargs))
     return result

@@ -16,12 +16,18 @@ from torch import Tensor
 from . import _load, reference
 
 __all__ = [
+    "attn_binary",
     "attn_tiles",
     "attn_varlen",
     "bias_gelu_",
     "gather_rows",
+    "linear_binary",
+    "linear_binary_bits",
     "norm_residual",
     "norm_residual_",
+    "pack_bits",
+    "pack_codes",
+    "softmax_table",
 ]
 
 
@@ -39,8 +45,9 @@ def _kernels() -> Any:
 def _one_device(op: str, first: Tensor, **others: Tensor | None) -> None:
     """Raises unless every operand is where ``first`` is. The dispatcher alone does not notice: with
     one operand on the meta device it would run the shape-only implementation."""
+    device = first.device
     for name, t in others.items():
-        if t is not None and t.device != first.device:
+        if t is not None and t.device != device:
             raise RuntimeError(
                 f"{op}: device of {name}; got {t.device}; need {first.device}, as the first "
                 f"operand; try {name}.to({str(first.device)!r})"
@@ -255,6 +262,252 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     return _kernels().gather_rows(x, index)
 
 
+def pack_bits(
+    x: Tensor, threshold: Tensor | None = None, ties: str = "below"
+) -> tuple[Tensor, Tensor]:
+    """Rows of numbers to rows of bits: which elements lie above a threshold.
+
+    Args:
+        x: ``[T, K]`` float32 or bfloat16, on CUDA also float16; contiguous rows.
+        threshold: ``[K]`` float32, or None for 0.
+        ties: what an element equal to its threshold becomes. ``"below"``: bit 0; ``"above"``:
+            bit 1; ``"exact"``: two planes that hold the code 0 (below), 1 (equal) or 2 (above),
+            so that ``code - 1`` is ``torch.sign``. -0.0 equals 0.0. NaN lies below everything.
+
+    Returns:
+        ``words`` int32 ``[P, T, ceil(K / 32)]``, P planes of bits: bit ``k % 32`` of word
+        ``k // 32``, low bits first; bits past ``K`` are 0. ``sums`` int32 ``[T]``, the sum of a
+        row's codes; with one plane, its number of ones.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit, an unknown ``ties``.
+
+    Paper: BiBERT, arXiv 2203.06390 (``threshold`` 0); BiT, arXiv 2205.13016 (one per channel).
+    """
+    _one_device("pack_bits", x, threshold=threshold)
+    if not _compiled("pack_bits", x):
+        return reference.pack_bits(x, threshold, ties)
+    return _kernels().pack_bits(x, threshold, ties)
+
+
+def pack_codes(
+    x: Tensor, bits: int, low: int, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of numbers to bit planes of integer codes: uniform quantisation.
+
+    The code of ``x`` is ``clamp(round(x / scale), low, low + 2**bits - 1) - low``, rounded half to
+    even, and stands for ``scale * (code + low)``.
+
+    Args:
+        x: ``[T, K]`` float32 or bfloat16, on CUDA also float16; contiguous rows.
+        bits: 2, 4 or 8, the number of planes.
+        low: the integer that code 0 stands for: 0 for values that are never negative,
+            ``-2**(bits - 1)`` for signed ones.
+        scale: ``[T]`` float32; a row whose scale is 0 gets the code of 0. None takes
+            ``max|x| / (2**(bits - 1) - 1)`` over the finite elements of each row, so that a row's
+            codes do not depend on other rows. NaN is coded as 0.
+
+    Returns:
+        ``words`` int32 ``[bits, T, ceil(K / 32)]`` and ``sums`` int32 ``[T]`` as from
+        :func:`pack_bits`; plane ``p`` weighs ``2**p``. ``scale`` float32 ``[T]``, as used.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit, another number of bits.
+
+    Paper: BinaryBERT, arXiv 2012.15701.
+    """
+    _one_device("pack_codes", x, scale=scale)
+    if not _compiled("pack_codes", x):
+        return reference.pack_codes(x, bits, low, scale)
+    return _kernels().pack_codes(x, bits, low, scale)
+
+
+def linear_binary(
+    words: Tensor,
+    sums: Tensor,
+    weight: Tensor,
+    totals: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    *,
+    step: int = 2,
+    low: int = -1,
+    residual: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """A linear layer whose weights are ±1 and whose inputs are bits, by AND and popcount.
+
+    With ``x = step * code + low`` and ``w = 2 * bit - 1``, both integers,
+    ``y[t, n] = scale[t] * alpha[n] * (x[t] · w[n]) + bias[n]``. The product is exact; it is made of
+    ``P = sum_p 2**p popcount(plane_p & bits)`` as ``step * (2 P - sums) + low * totals``.
+
+    Args:
+        words: int32 ``[P, T, ceil(K / 32)]`` planes of codes, from :func:`pack_bits`,
+            :func:`pack_codes`, :func:`linear_binary_bits` or :func:`attn_binary`; P at most 8.
+        sums: int32 ``[T]``, the sum of each row's codes.
+        weight: int32 ``[ceil(N / 16), ceil(K / 32), 16]``: word ``j`` of output ``16 i + l`` at
+            ``[i, j, l]``; what pads K and N is 0. See :func:`filbert.nn.weight_tiles`.
+        totals: int32 ``[N]``, the sum of each output's ±1 weights, ``2 * popcount - K``.
+        alpha: ``[N]`` float32.
+        bias: ``[N]`` float32, or None.
+        scale: ``[T]`` float32, or None for 1.
+        step: 2 for ±1 inputs, 1 for other codes.
+        low: the integer of code 0: -1 for ±1 and for ternary codes, 0 for {0, 1}.
+        residual: ``[T, N]`` in ``dtype``, added before the norm, or None.
+        norm_weight: ``[N]`` in ``dtype``, gamma of a LayerNorm over the result, or None for none.
+        norm_bias: ``[N]`` in ``dtype``, its beta.
+        eps: its epsilon.
+        dtype: of the result: float32 or bfloat16, on CUDA also float16.
+
+    Returns:
+        ``[T, N]`` in ``dtype``.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit.
+
+    Paper: BiBERT, arXiv 2203.06390; BiT, arXiv 2205.13016; BinaryBERT, arXiv 2012.15701.
+    """
+    _one_device(
+        "linear_binary", words, sums=sums, weight=weight, totals=totals, alpha=alpha, bias=bias,
+        scale=scale, residual=residual, norm_weight=norm_weight, norm_bias=norm_bias,
+    )  # fmt: skip
+    if not _compiled("linear_binary", words):
+        return reference.linear_binary(
+            words, sums, weight, totals, alpha, bias, scale, step, low, residual, norm_weight,
+            norm_bias, eps,
+        ).to(dtype)  # fmt: skip
+    return _kernels().linear_binary(
+        words, sums, weight, totals, alpha, bias, scale, step, low, residual, norm_weight,
+        norm_bias, eps, str(dtype).removeprefix("torch."),
+    )  # fmt: skip
+
+
+def linear_binary_bits(
+    words: Tensor,
+    sums: Tensor,
+    weight: Tensor,
+    totals: Tensor,
+    threshold: Tensor,
+    *,
+    step: int = 2,
+    low: int = -1,
+) -> tuple[Tensor, Tensor]:
+    """:func:`linear_binary` whose outputs are bits: no number of the product is ever stored.
+
+    Args:
+        words: as for :func:`linear_binary`.
+        sums: likewise.
+        weight: likewise.
+        totals: likewise.
+        threshold: ``[N]`` int32. Output ``n`` is 1 where ``x[t] · w[n] >= threshold[n]``; the
+            smallest int32 makes it always 1, the largest always 0.
+        step: as for :func:`linear_binary`.
+        low: likewise.
+
+    Returns:
+        ``words`` int32 ``[1, T, ceil(N / 32)]`` and ``sums`` int32 ``[T]``, the next layer's input.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit.
+
+    Paper: BiBERT, arXiv 2203.06390; BiT, arXiv 2205.13016.
+    """
+    _one_device(
+        "linear_binary_bits", words, sums=sums, weight=weight, totals=totals, threshold=threshold
+    )
+    if not _compiled("linear_binary_bits", words):
+        return reference.linear_binary_bits(words, sums, weight, totals, threshold, step, low)
+    return _kernels().linear_binary_bits(words, sums, weight, totals, threshold, step, low)
+
+
+def attn_binary(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    heads: int,
+    head_dim: int,
+    *,
+    threshold: Tensor | None = None,
+    ties: str = "below",
+    score_ties: str = "below",
+    table: Tensor | None = None,
+    half: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Attention over packed sequences in which queries, keys, values and weights are bits.
+
+    With ``q``, ``k`` and ``v`` of ±1, the score of a query and a key is ``S = q · k``, an integer.
+    A key is chosen or not, and the context is the sum of the chosen values, again an integer, of
+    which bits are made at once.
+
+    - Without ``table`` it is BiBERT's Boolean attention: keys with ``S > 0`` are chosen.
+    - With ``table`` it is BiT's thresholded softmax: ``p = softmax(c S)`` is chosen where it rounds
+      up, ``p > half``. A score is one of ``D + 1`` values, so ``table[j]`` holds the weight
+      ``exp(-2 c j)`` of a key that misses the row's best score by ``2 j``, as an integer.
+
+    Sequence ``s`` is the rows ``cu_seqlens[s]:cu_seqlens[s + 1]`` and sees no other rows.
+
+    Args:
+        q: int32 ``[T, H * D / 32]`` bits, a one being +1; any row stride, contiguous words.
+        k: likewise.
+        v: likewise.
+        cu_seqlens: int32 ``[B + 1]``; starts at 0, never falls, ends at most at ``T``. Rows past
+            its end are no sequence's: their bits and sums are 0. On CUDA wrong offsets are clamped
+            and give wrong results.
+        max_seqlen: length of the longest sequence; a hint, results never depend on it.
+        heads: H.
+        head_dim: D, a multiple of 32 up to 128.
+        threshold: ``[H * D]`` int32 that the context is compared with, or None for 0.
+        ties: what a context equal to its threshold becomes, as for :func:`pack_bits`.
+        score_ties: ``"below"`` does not choose a key with ``S = 0``, ``"above"`` does. It has no
+            meaning with ``table``.
+        table: int64 ``[D + 1]``, not rising, from 0 to 2**40, see :func:`softmax_table`.
+        half: half of the quantiser's step: keys with ``table[j] > half * sum(table)`` are chosen,
+            compared in float64.
+
+    Returns:
+        ``words`` int32 ``[P, T, H * D / 32]``, one plane or, with ``ties="exact"``, two, and
+        ``sums`` int32 ``[T]``, both as from :func:`pack_bits`.
+
+    Raises:
+        RuntimeError: shapes, dtypes, devices or ``cu_seqlens`` that do not fit.
+
+    Paper: BiBERT, arXiv 2203.06390; BiT, arXiv 2205.13016.
+    """
+    _one_device("attn_binary", q, k=k, v=v, cu_seqlens=cu_seqlens, threshold=threshold, table=table)
+    if not _compiled("attn_binary", q):
+        return reference.attn_binary(
+            q, k, v, cu_seqlens, heads, head_dim, threshold, ties, score_ties, table, half
+        )
+    return _kernels().attn_binary(
+        q, k, v, cu_seqlens, max_seqlen, heads, head_dim, threshold, ties, score_ties, table, half
+    )
+
+
+def softmax_table(scale: float, head_dim: int, device: torch.device | None = None) -> Tensor:
+    """The ``table`` of :func:`attn_binary` for ``softmax(scale * S)``.
+
+    Returns:
+        int64 ``[head_dim + 1]``: ``round(2**40 * exp(-2 * scale * j))``. Integers, so that the sum
+        of a row is exact and its order does not matter.
+
+    Raises:
+        ValueError: a scale that is not finite and positive.
+    """
+    if not 0 < scale < float("inf"):
+        raise ValueError(
+            f"softmax_table: scale; got {scale}; need a finite positive number; try the product of "
+            "the scales of q and k divided by sqrt(head_dim)"
+        )
+    misses = torch.arange(head_dim + 1, dtype=torch.float64, device=device)
+    return (2.0**40 * (-2 * scale * misses).exp()).round().to(torch.int64)
+
+
 def _fake_attn_varlen(
     q, k, v, cu_q, cu_k, max_q, max_k, scale, slopes=None, left=-1, right=-1, key_bias=None,
     tiles=None,
@@ -290,14 +543,60 @@ def _fake_gather_rows(x, index):
     return x.new_empty((index.shape[0], x.shape[1]))
 
 
+def _planes_of(like: Tensor, planes: int, rows: int, features: int) -> tuple[Tensor, Tensor]:
+    words = like.new_empty((planes, rows, (features + 31) // 32), dtype=torch.int32)
+    return words, like.new_empty((rows,), dtype=torch.int32)
+
+
+def _fake_pack_bits(x, threshold=None, ties="below"):
+    _one_device("pack_bits", x, threshold=threshold)
+    return _planes_of(x, 2 if ties == "exact" else 1, *x.shape)
+
+
+def _fake_pack_codes(x, bits, low, scale=None):
+    _one_device("pack_codes", x, scale=scale)
+    return *_planes_of(x, bits, *x.shape), x.new_empty((x.shape[0],), dtype=torch.float32)
+
+
+def _fake_linear_binary(
+    words, sums, weight, totals, alpha, bias=None, scale=None, step=2, low=-1, residual=None,
+    norm_weight=None, norm_bias=None, eps=0.0, dtype="float32",
+):  # fmt: skip
+    _one_device(
+        "linear_binary", words, sums=sums, weight=weight, totals=totals, alpha=alpha, bias=bias,
+        scale=scale, residual=residual, norm_weight=norm_weight, norm_bias=norm_bias,
+    )  # fmt: skip
+    return words.new_empty((words.shape[1], alpha.shape[0]), dtype=getattr(torch, dtype))
+
+
+def _fake_linear_binary_bits(words, sums, weight, totals, threshold, step=2, low=-1):
+    _one_device(
+        "linear_binary_bits", words, sums=sums, weight=weight, totals=totals, threshold=threshold
+    )
+    return _planes_of(words, 1, words.shape[1], threshold.shape[0])
+
+
+def _fake_attn_binary(
+    q, k, v, cu_seqlens, max_seqlen, heads, head_dim, threshold=None, ties="below",
+    score_ties="below", table=None, half=0.0,
+):  # fmt: skip
+    _one_device("attn_binary", q, k=k, v=v, cu_seqlens=cu_seqlens, threshold=threshold, table=table)
+    return _planes_of(q, 2 if ties == "exact" else 1, q.shape[0], heads * head_dim)
+
+
 #: the shape-only implementation of every operator
 FAKES: dict[str, Callable[..., Any]] = {
+    "attn_binary": _fake_attn_binary,
     "attn_tiles": _fake_attn_tiles,
     "attn_varlen": _fake_attn_varlen,
     "bias_gelu_": _fake_bias_gelu_,
     "gather_rows": _fake_gather_rows,
+    "linear_binary": _fake_linear_binary,
+    "linear_binary_bits": _fake_linear_binary_bits,
     "norm_residual": _fake_norm_residual,
     "norm_residual_": _fake_norm_residual_,
+    "pack_bits": _fake_pack_bits,
+    "pack_codes": _fake_pack_codes,
 }
 
 if _load.have_ops():

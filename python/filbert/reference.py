@@ -6,6 +6,8 @@ last resort when the compiled library cannot be loaded. They are written to be r
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -135,3 +137,148 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     out = x.new_zeros((index.shape[0], x.shape[1]))
     out[valid] = x[index[valid]]
     return out
+
+
+# Binary operators. A row of codes is held as bit planes: bit p of code k is bit k % 32 of word
+# k // 32 in plane p, low bits first. Everything about them is integer arithmetic, hence exact.
+
+
+def words_for(features: int) -> int:
+    """How many 32-bit words a plane of ``features`` bits takes."""
+    return (features + 31) // 32
+
+
+def bits_to_words(bits: Tensor) -> Tensor:
+    """``[..., K]`` of 0 and 1 to int32 ``[..., ceil(K / 32)]``, padded with zeros."""
+    padded = torch.nn.functional.pad(bits.to(torch.int64), (0, -bits.shape[-1] % 32))
+    groups = padded.unflatten(-1, (-1, 32)) << torch.arange(32, device=bits.device)
+    words = groups.sum(-1)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def words_to_bits(words: Tensor, features: int) -> Tensor:
+    """The inverse of :func:`bits_to_words`: int64 ``[..., features]`` of 0 and 1."""
+    bits = words.to(torch.int64).unsqueeze(-1) >> torch.arange(32, device=words.device) & 1
+    return bits.flatten(-2)[..., :features]
+
+
+def codes_to_words(codes: Tensor, planes: int) -> tuple[Tensor, Tensor]:
+    """Codes ``[T, K]`` to their planes ``[planes, T, ceil(K / 32)]`` and row sums ``[T]``."""
+    words = torch.stack([bits_to_words(codes >> p & 1) for p in range(planes)])
+    return words, codes.sum(-1).to(torch.int32)
+
+
+def words_to_codes(words: Tensor, features: int) -> Tensor:
+    """The inverse: int64 codes ``[T, features]``."""
+    weights = 1 << torch.arange(words.shape[0], device=words.device)
+    return (words_to_bits(words, features) * weights[:, None, None]).sum(0)
+
+
+def _compare(x: Tensor, threshold: Tensor | float | int, ties: str) -> tuple[Tensor, Tensor]:
+    """Codes of ``x`` against ``threshold``: the planes and sums of what ``ties`` asks for."""
+    above, below = x > threshold, x >= threshold
+    codes = {"below": above.long(), "above": below.long(), "exact": above.long() + below.long()}
+    return codes_to_words(codes[ties], 2 if ties == "exact" else 1)
+
+
+def pack_bits(
+    x: Tensor, threshold: Tensor | None = None, ties: str = "below"
+) -> tuple[Tensor, Tensor]:
+    """Meaning of :func:`filbert.ops.pack_bits`."""
+    wide = x.to(_wide(x.dtype))
+    return _compare(wide, 0.0 if threshold is None else threshold.to(wide.dtype), ties)
+
+
+def pack_codes(
+    x: Tensor, bits: int, low: int, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Meaning of :func:`filbert.ops.pack_codes`."""
+    wide = x.to(_wide(x.dtype))
+    if scale is None:
+        scale = wide.nan_to_num(0.0, 0.0, 0.0).abs().amax(-1) / (2 ** (bits - 1) - 1)
+    # A multiplication by the reciprocal, as the kernels do it, so that both round alike.
+    inverse = torch.where(scale == 0, 0.0, 1 / scale).to(wide.dtype)
+    levels = (wide * inverse[:, None]).nan_to_num(0.0, 2.0**30, -(2.0**30)).round()
+    codes = (levels.clamp(low, low + 2**bits - 1) - low).long()
+    return *codes_to_words(codes, bits), scale.to(torch.float32).expand(x.shape[0]).contiguous()
+
+
+def weight_to_tiles(bits: Tensor) -> Tensor:
+    """Weight bits ``[N, K]`` to int32 ``[ceil(N/16), ceil(K/32), 16]``: see docs/binary.md."""
+    words = bits_to_words(bits)
+    words = torch.nn.functional.pad(words, (0, 0, 0, -words.shape[0] % 16))
+    return words.unflatten(0, (-1, 16)).transpose(1, 2).contiguous()
+
+
+def tiles_to_weight(tiles: Tensor, out_features: int, features: int) -> Tensor:
+    """The inverse: int64 ``[N, K]`` of 0 and 1."""
+    return words_to_bits(tiles.transpose(1, 2).flatten(0, 1), features)[:out_features]
+
+
+def binary_product(
+    words: Tensor, sums: Tensor, weight: Tensor, totals: Tensor, step: int, low: int
+) -> Tensor:
+    """int64 ``[T, N]``: ``sum_k (step * code + low)[t, k] * (2 * bit - 1)[n, k]``."""
+    features = 32 * words.shape[2]  # what pads the rows and the weight is zero in both
+    codes = words_to_codes(words, features).double()
+    counts = codes @ tiles_to_weight(weight, totals.shape[0], features).double().T
+    return step * (2 * counts.long() - sums[:, None]) + low * totals.long()
+
+
+def linear_binary(
+    words: Tensor, sums: Tensor, weight: Tensor, totals: Tensor, alpha: Tensor,
+    bias: Tensor | None = None, scale: Tensor | None = None, step: int = 2, low: int = -1,
+    residual: Tensor | None = None, norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None, eps: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Meaning of :func:`filbert.ops.linear_binary`."""
+    wide = _wide(alpha.dtype)
+    y = binary_product(words, sums, weight, totals, step, low).to(wide) * alpha
+    if scale is not None:
+        y = y * scale[:, None].to(wide)
+    if bias is not None:
+        y = y + bias
+    if residual is not None:
+        y = y + residual
+    if norm_weight is not None:
+        assert norm_bias is not None
+        y = norm_residual(y, None, None, norm_weight, norm_bias, eps)
+    return y
+
+
+def linear_binary_bits(
+    words: Tensor, sums: Tensor, weight: Tensor, totals: Tensor, threshold: Tensor,
+    step: int = 2, low: int = -1,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Meaning of :func:`filbert.ops.linear_binary_bits`."""
+    return _compare(binary_product(words, sums, weight, totals, step, low), threshold, "above")
+
+
+def attn_binary(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, heads: int, head_dim: int,
+    threshold: Tensor | None = None, ties: str = "below", score_ties: str = "below",
+    table: Tensor | None = None, half: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Meaning of :func:`filbert.ops.attn_binary`: one sequence and head after the other."""
+    hidden = heads * head_dim
+    counts = torch.zeros(q.shape[0], heads, head_dim, dtype=torch.int64, device=q.device)
+    ends = cu_seqlens.tolist()
+    signs = [
+        2 * words_to_bits(t, hidden).unflatten(1, (heads, head_dim)).double() - 1 for t in (q, k, v)
+    ]
+    for begin, end in pairwise(ends):
+        if begin == end:
+            continue
+        qs, ks, vs = (t[begin:end].transpose(0, 1) for t in signs)
+        scores = (qs @ ks.transpose(1, 2)).long()  # [H, L, L], from -D to D in steps of two
+        if table is None:
+            chosen = scores >= 0 if score_ties == "above" else scores > 0
+        else:
+            below_best = (scores.amax(-1, keepdim=True) - scores) // 2
+            weights = table[below_best]  # [H, L, L] int64
+            chosen = weights.double() > half * weights.sum(-1, keepdim=True).double()
+        counts[begin:end] = (chosen.double() @ vs).long().transpose(0, 1)
+    words, sums = _compare(counts.flatten(1), 0 if threshold is None else threshold, ties)
+    words[:, ends[-1] :] = 0
+    sums[ends[-1] :] = 0
+    return words, sums

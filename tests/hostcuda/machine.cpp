@@ -88,6 +88,7 @@ struct Machine {
   size_t shared_bytes = 0;
   // settings
   uint64_t seed = 0;
+  int capability = 90;
   std::mt19937_64 random;
   bool recording = false;
   std::vector<std::function<void()>> recorded;
@@ -330,6 +331,9 @@ void run(const char* kernel, int64_t blocks, int64_t threads, int64_t shared_byt
 
 void set_seed(uint64_t seed) { machine().seed = seed; }
 uint64_t seed() { return machine().seed; }
+
+void set_capability(int capability) { machine().capability = capability; }
+int capability() { return machine().capability; }
 
 void record(bool on) {
   machine().recording = on;

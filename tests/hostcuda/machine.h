@@ -33,6 +33,10 @@ void run(const char* kernel, int64_t blocks, int64_t threads, int64_t shared_byt
 void set_seed(uint64_t seed);
 uint64_t seed();
 
+// The compute capability that launches see, as 10 * major + minor. 90 at first.
+void set_capability(int capability);
+int capability();
+
 // While recording, operands are not copied and every launch is kept; replay() repeats them on what
 // memory holds then. The host's view of a CUDA graph.
 void record(bool on);

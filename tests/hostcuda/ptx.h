@@ -22,6 +22,9 @@
 #define blockDim (::hostcuda::block_size())
 #define gridDim (::hostcuda::grid_size())
 
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
@@ -37,18 +40,30 @@ __forceinline__ void __syncwarp() {
   });
 }
 
-__forceinline__ float __shfl_sync(unsigned, float x, int source) {
+template <typename T>
+__forceinline__ T __shfl_sync(unsigned, T x, int source) {
   struct In {
-    float x;
+    T x;
     int source;
   };
-  return hostcuda::collective<float>("__shfl_sync", In{x, source}, [](const auto& in, auto& out) {
+  return hostcuda::collective<T>("__shfl_sync", In{x, source}, [](const auto& in, auto& out) {
     for (int i = 0; i < hostcuda::kWarp; ++i) out[i] = in[in[i].source % hostcuda::kWarp].x;
   });
 }
 
-__forceinline__ float __shfl_xor_sync(unsigned mask, float x, int lanes) {
+template <typename T>
+__forceinline__ T __shfl_xor_sync(unsigned mask, T x, int lanes) {
   return __shfl_sync(mask, x, hostcuda::lane() ^ lanes);
+}
+
+__forceinline__ unsigned __ballot_sync(unsigned, int predicate) {
+  return hostcuda::collective<unsigned>("__ballot_sync", predicate != 0,
+                                        [](const auto& in, auto& out) {
+                                          unsigned bits = 0;
+                                          for (int i = 0; i < hostcuda::kWarp; ++i)
+                                            bits |= static_cast<unsigned>(in[i]) << i;
+                                          for (int i = 0; i < hostcuda::kWarp; ++i) out[i] = bits;
+                                        });
 }
 
 inline int atomicAdd(int* p, int value) {
@@ -58,6 +73,17 @@ inline int atomicAdd(int* p, int value) {
 }
 
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
+
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
+  unsigned out = 0;
+  for (int i = 0; i < 4; ++i) {
+    out |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  }
+  return out;
+}
+
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 namespace filbert {
 namespace cuda {
@@ -70,12 +96,35 @@ inline uint32_t shared_address(const void* p) { return hostcuda::shared_offset(p
 inline void store_shared_4(uint32_t to, uint32_t value) {
   std::memcpy(hostcuda::shared_at(to, 4, 4, "st.shared.b32"), &value, 4);
 }
+inline void store_shared_16(uint32_t to, uint4 value) {
+  std::memcpy(hostcuda::shared_at(to, 16, 16, "st.shared.v4"), &value, 16);
+}
+inline uint32_t load_shared_4(uint32_t from) {
+  uint32_t v;
+  std::memcpy(&v, hostcuda::shared_at(from, 4, 4, "ld.shared.b32"), 4);
+  return v;
+}
+inline uint2 load_shared_8(uint32_t from) {
+  uint2 v;
+  std::memcpy(&v, hostcuda::shared_at(from, 8, 8, "ld.shared.v2"), 8);
+  return v;
+}
 inline uint4 load_shared_16(uint32_t from) {
   uint4 v;
   std::memcpy(&v, hostcuda::shared_at(from, 16, 16, "ld.shared.v4"), 16);
   return v;
 }
 
+inline uint2 load_8(const void* from) {
+  hostcuda::check_global(from, 8, "a load of 8 bytes");
+  uint2 v;
+  std::memcpy(&v, from, 8);
+  return v;
+}
+inline void store_8(void* to, uint2 value) {
+  hostcuda::check_global(to, 8, "a store of 8 bytes");
+  std::memcpy(to, &value, 8);
+}
 inline uint4 load_16(const void* from) {
   hostcuda::check_global(from, 16, "a load of 16 bytes");
   uint4 v;
@@ -89,6 +138,9 @@ inline void store_16(void* to, uint4 value) {
 
 inline void cp_async_16(uint32_t to, const void* from, bool valid) {
   hostcuda::copy_async(to, from, 16, valid);
+}
+inline void cp_async_4(uint32_t to, const void* from, bool valid) {
+  hostcuda::copy_async(to, from, 4, valid);
 }
 inline void cp_async_commit() { hostcuda::copy_async_commit(); }
 template <int kPending>
@@ -164,6 +216,47 @@ __forceinline__ void mma_16816(float (&c)[4], const uint32_t (&a)[4], uint32_t b
   std::memcpy(c, out.c, sizeof c);
 }
 
+// One-bit products over kWords words of k: 8, or 4 where the second half of A and B is left out.
+template <int kWords>
+__forceinline__ void mma_b1(const char* name, int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                            uint32_t b1) {
+  struct In {
+    int32_t c[4];
+    uint32_t a[4], b[2];
+  } in{{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+  struct Out {
+    int32_t c[4];
+  };
+  const Out out = hostcuda::collective<Out>(name, in, [](const auto& lanes, auto& results) {
+    uint32_t a[16][8], b[8][8];  // words by row, and by column
+    for (int lane = 0; lane < hostcuda::kWarp; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      for (int half = 0; half < 2; ++half) {
+        a[g][t + 4 * half] = lanes[lane].a[2 * half];
+        a[g + 8][t + 4 * half] = lanes[lane].a[2 * half + 1];
+        b[g][t + 4 * half] = lanes[lane].b[half];
+      }
+    }
+    for (int lane = 0; lane < hostcuda::kWarp; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        int sum = lanes[lane].c[i];
+        for (int w = 0; w < kWords; ++w) sum += __popc(a[row][w] & b[column][w]);
+        results[lane].c[i] = sum;
+      }
+    }
+  });
+  std::memcpy(c, out.c, sizeof c);
+}
+
+__forceinline__ void mma_b1_256(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  mma_b1<8>("mma.m16n8k256.and.popc", c, a, b0, b1);
+}
+__forceinline__ void mma_b1_128(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  const uint32_t a[4] = {a0, a1, 0, 0};
+  mma_b1<4>("mma.m16n8k128.and.popc", c, a, b, 0);
+}
+
 template <typename T>
 uint32_t pack2(float low, float high) {
   return hostcuda::narrow<T>(low) | static_cast<uint32_t>(hostcuda::narrow<T>(high)) << 16;
@@ -184,6 +277,15 @@ inline float from_float<float>(float x) {
 
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float reciprocal_approx(float x) { return 1.0f / x; }
+inline int32_t subtract_saturated(int32_t a, int32_t b) {
+  const int64_t d = int64_t{a} - b;
+  return static_cast<int32_t>(d < INT32_MIN ? INT32_MIN : d > INT32_MAX ? INT32_MAX : d);
+}
+inline float round_even(float x) { return std::nearbyint(x); }
+inline int64_t floor_to_int64(double x) {
+  if (!(x < 0x1p63)) return INT64_MAX;
+  return x < -0x1p63 ? INT64_MIN : static_cast<int64_t>(std::floor(x));
+}
 inline float multiply_rn(float a, float b) {
   volatile float product = a * b;  // out of the compiler's sight, so that nothing fuses with it
   return product;

@@ -210,6 +210,37 @@ void product_(Tensor a, Tensor b, Tensor c) {
                                                   : run_product<cuda::bf16>(a, b, c);
 }
 
+// c [16, 8] += popcount(a [16, words] & b [8, words]) by the one-bit mma of that width, 8 or 4.
+struct BitProduct {
+  const uint32_t* a;
+  const uint32_t* b;
+  int32_t* c;
+};
+
+template <int kWords>
+void bit_product_kernel(const BitProduct p) {
+  const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
+  const auto a = [&](int row, int word) { return p.a[row * kWords + word]; };
+  const auto b = [&](int word) { return p.b[g * kWords + word]; };
+  int32_t* c = p.c + g * 8 + t * 2;
+  int32_t d[4] = {c[0], c[1], c[64], c[65]};
+  if (kWords == 8) {
+    const uint32_t all[4] = {a(g, t), a(g + 8, t), a(g, t + 4), a(g + 8, t + 4)};
+    cuda::mma_b1_256(d, all, b(t), b(t + 4));
+  } else {
+    cuda::mma_b1_128(d, a(g, t), a(g + 8, t), b(t));
+  }
+  c[0] = d[0], c[1] = d[1], c[64] = d[2], c[65] = d[3];
+}
+
+void bit_product_(Tensor a, Tensor b, Tensor c) {
+  Call call(a);
+  const BitProduct args{call.read<uint32_t>(a), call.read<uint32_t>(b), call.update<int32_t>(c)};
+  launch("bit_product", a.size(1) == 8 ? bit_product_kernel<8> : bit_product_kernel<4>, {1, 32, 0},
+         call.stream(), args);
+  call.finish();
+}
+
 // x [n] float32 -> [n] of `like`'s dtype, by from_float.
 Tensor narrowed(Tensor x, Tensor like) {
   Tensor out = torch::stable::new_empty(like, {x.size(0)});
@@ -240,6 +271,7 @@ Tensor widened(Tensor x) {
 }
 
 void set_seed(int64_t seed) { hostcuda::set_seed(static_cast<uint64_t>(seed)); }
+void set_capability(int64_t capability) { hostcuda::set_capability(static_cast<int>(capability)); }
 void record(bool on) { hostcuda::record(on); }
 void replay() { hostcuda::replay(); }
 std::string fibers() {
@@ -257,9 +289,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(filbert_hostcuda, m) {
   m.def("sheet(Tensor x, str name) -> Tensor");
   m.def("launch_of(int blocks, int threads, int shared_bytes) -> ()");
   m.def("product_(Tensor a, Tensor b, Tensor(a!) c) -> ()");
+  m.def("bit_product_(Tensor a, Tensor b, Tensor(a!) c) -> ()");
   m.def("narrowed(Tensor x, Tensor like) -> Tensor");
   m.def("widened(Tensor x) -> Tensor");
   m.def("set_seed(int seed) -> ()");
+  m.def("set_capability(int capability) -> ()");
   m.def("record(bool on) -> ()");
   m.def("replay() -> ()");
   m.def("fibers() -> str");
@@ -269,9 +303,11 @@ STABLE_TORCH_LIBRARY_IMPL(filbert_hostcuda, CompositeExplicitAutograd, m) {
   m.impl("sheet", TORCH_BOX(&filbert::sheet));
   m.impl("launch_of", TORCH_BOX(&filbert::launch_of));
   m.impl("product_", TORCH_BOX(&filbert::product_));
+  m.impl("bit_product_", TORCH_BOX(&filbert::bit_product_));
   m.impl("narrowed", TORCH_BOX(&filbert::narrowed));
   m.impl("widened", TORCH_BOX(&filbert::widened));
   m.impl("set_seed", TORCH_BOX(&filbert::set_seed));
+  m.impl("set_capability", TORCH_BOX(&filbert::set_capability));
   m.impl("record", TORCH_BOX(&filbert::record));
   m.impl("replay", TORCH_BOX(&filbert::replay));
   m.impl("fibers", TORCH_BOX(&filbert::fibers));

@@ -1,0 +1,124 @@
+// +-1 weights times bit planes: outputs lie across the lanes, so nothing is ever summed across
+// them. How the counts popcount(row & weight) are made is in count_by_words.h and count_by_table.h.
+#include "args/linear_binary.h"
+
+#include "cpu/bits.h"
+#include "cpu/count_by_table.h"
+#include "cpu/count_by_words.h"
+#include "cpu/kernels.h"
+
+namespace filbert {
+namespace FILBERT_ISA {
+namespace {
+
+#if FILBERT_COUNT_BY_TABLE
+// Below this many rows, taking the weights apart for the lookups costs more than it saves.
+constexpr int64_t kFewestTableRows = 5;
+bool by_table(const LinearBinaryArgs& args) { return args.rows >= kFewestTableRows; }
+#else
+bool by_table(const LinearBinaryArgs&) { return false; }
+int64_t table_scratch(const LinearBinaryArgs&) { return 0; }
+void prepare_rows(const Block&, uint8_t*) {}
+void count_by_table(const Block&, uint8_t*, int32_t*) {}
+#endif
+
+// What belongs to the outputs of a block, padded to whole vectors.
+struct Channels {
+  alignas(64) int32_t constant[kColumns] = {};  // low * totals
+  alignas(64) int32_t threshold[kColumns];      // what pads is never reached
+  alignas(64) float alpha[kColumns] = {};
+  alignas(64) float bias[kColumns] = {};
+  int n;
+
+  Channels(const LinearBinaryArgs& args, int64_t column) {
+    const int64_t left = args.outputs - column;
+    n = left < kColumns ? static_cast<int>(left) : kColumns;
+    for (int i = 0; i < kColumns; ++i) threshold[i] = INT32_MAX;
+    for (int i = 0; i < n; ++i) {
+      constant[i] = args.low * args.totals[column + i];
+      if (args.threshold) threshold[i] = args.threshold[column + i];
+      if (args.alpha) alpha[i] = args.alpha[column + i];
+      if (args.bias) bias[i] = args.bias[column + i];
+    }
+  }
+
+  // dot = step * (2 P - sum) + low * total; step is 1 or 2, so 2 * step is a shift by it
+  FILBERT_INLINE VecI dot(const LinearBinaryArgs& args, const int32_t* counts, int32_t sum,
+                          int v) const {
+    return (load(counts + v * kLanes) << args.step) - args.step * sum + load(constant + v * kLanes);
+  }
+};
+
+void write_bits(const Block& block, const Channels& channels, const int32_t* counts) {
+  const LinearBinaryArgs& args = block.args;
+  const int64_t out_words = (args.outputs + 31) / 32;
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const int32_t sum = args.sums[block.row_begin + r];
+    uint32_t* out = args.out_words + (block.row_begin + r) * out_words + block.column / 32;
+    for (int w = 0; 32 * w < channels.n; ++w) {
+      out[w] = word_of([&](int i) {
+        const int v = w * (32 / kLanes) + i;
+        const VecI dot = channels.dot(args, counts + r * kColumns, sum, v);
+        return dot >= load(channels.threshold + v * kLanes);
+      });
+    }
+  }
+}
+
+template <typename T>
+void write_numbers(const Block& block, const Channels& channels, const int32_t* counts) {
+  const LinearBinaryArgs& args = block.args;
+  const bool add_residual = args.residual && !args.norm_weight;  // else the LayerNorm adds it
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const int64_t row = block.row_begin + r;
+    const int32_t sum = args.sums[row];
+    const float scale = args.scale ? args.scale[row] : 1.0f;
+    T* out = static_cast<T*>(args.out) + row * args.outputs + block.column;
+    const T* residual = static_cast<const T*>(args.residual);
+    if (add_residual) residual += row * args.residual_row + block.column;
+    for (int v = 0; v * kLanes < channels.n; ++v) {
+      const int lane = v * kLanes, left = channels.n - lane;
+      const VecI dot = channels.dot(args, counts + r * kColumns, sum, v);
+      VecF y = __builtin_convertvector(dot, VecF) * load(channels.alpha + lane);
+      y = y * scale + load(channels.bias + lane);
+      if (left >= kLanes) {
+        if (add_residual) y += load(residual + lane);
+        store(out + lane, y);
+      } else {
+        if (add_residual) y += load_first(residual + lane, left);
+        store_first(out + lane, y, left);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t linear_binary_scratch(const LinearBinaryArgs& args) {
+  return kBinaryRows * kColumns * static_cast<int64_t>(sizeof(int32_t)) +
+         (by_table(args) ? table_scratch(args) : 0);
+}
+
+void linear_binary_block(const LinearBinaryArgs& args, int64_t row_begin, int64_t row_end,
+                         int64_t block_begin, int64_t block_end, void* scratch) {
+  int32_t* counts = static_cast<int32_t*>(scratch);
+  uint8_t* counting = reinterpret_cast<uint8_t*>(counts + kBinaryRows * kColumns);
+  Block block{args, row_begin, row_end - row_begin, 0};
+  const bool table = by_table(args);
+  if (table) prepare_rows(block, counting);
+  for (int64_t b = block_begin; b < block_end; ++b) {
+    block.column = b * kColumns;
+    const Channels channels(args, block.column);
+    table ? count_by_table(block, counting, counts) : count_by_words(block, counts);
+    if (args.threshold) {
+      write_bits(block, channels, counts);
+    } else if (args.dtype == DType::kFloat32) {
+      write_numbers<float>(block, channels, counts);
+    } else {
+      write_numbers<bf16>(block, channels, counts);
+    }
+  }
+}
+
+}  // namespace FILBERT_ISA
+}  // namespace filbert

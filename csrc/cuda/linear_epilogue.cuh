@@ -1,0 +1,139 @@
+// What linear_binary makes of its integer sums: numbers, or bits. Both kernels of it end here.
+#pragma once
+
+#include "args/linear_binary.h"
+#include "cuda/rows.cuh"
+
+namespace filbert {
+namespace cuda {
+
+// Instantiates a kernel whose outputs are bits, where others have the type of their numbers.
+struct Bit {};
+
+// Of a row: P becomes signed(P) = step * (2 P - sum), and all that is missing to the dot product is
+// the column's own low * total.
+struct RowTerm {
+  int factor, minus;
+
+  __device__ __forceinline__ RowTerm(const LinearBinaryArgs& args, int row)
+      : factor(2 * args.step), minus(row < args.rows ? args.step * args.sums[row] : 0) {}
+
+  __device__ __forceinline__ int operator()(int count) const { return factor * count - minus; }
+
+  // 1 where signed(P) >= limit, else 0: the sign of a difference, which goes into a word in one
+  // shift.
+  __device__ __forceinline__ uint32_t reaches(int count, int limit) const {
+    return static_cast<uint32_t>(limit - 1 + minus - factor * count) >> 31;
+  }
+};
+
+// More than any signed(P): with 65504 inputs of eight bits they stay below 2^27.
+constexpr int kNeverReached = 1 << 28;
+
+// The smallest signed(P) that makes bit `n` a one. The column's term, of at most 30 bits, is moved
+// to this side of the comparison; where the difference is beyond what signed(P) can be, it is cut
+// off. Past the last output: never a one.
+__device__ __forceinline__ int bit_limit(const LinearBinaryArgs& args, int n) {
+  if (n >= args.outputs) return kNeverReached;
+  const int limit = subtract_saturated(args.threshold[n], args.low * args.totals[n]);
+  return limit < -kNeverReached ? -kNeverReached : limit > kNeverReached ? kNeverReached : limit;
+}
+
+// The terms of kOutputs neighbouring outputs that are numbers.
+template <int kOutputs>
+struct NumberTerms {
+  float alpha[kOutputs], bias[kOutputs];
+  int column[kOutputs];  // low * total
+
+  __device__ __forceinline__ NumberTerms(const LinearBinaryArgs& args, int first) {
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) {
+      const bool inside = first + i < args.outputs;
+      alpha[i] = inside ? args.alpha[first + i] : 0.0f;
+      bias[i] = inside && args.bias ? args.bias[first + i] : 0.0f;
+      column[i] = inside ? args.low * args.totals[first + i] : 0;
+    }
+  }
+
+  __device__ __forceinline__ float operator()(int i, int signed_count, float scale) const {
+    const float dot = static_cast<float>(signed_count + column[i]);  // exact up to 2^24
+    return fmaf(multiply_rn(dot, alpha[i]), scale, bias[i]);
+  }
+};
+
+__device__ __forceinline__ float row_scale(const LinearBinaryArgs& args, int row) {
+  return args.scale && row < args.rows ? args.scale[row] : 1.0f;
+}
+
+// Four neighbouring values in one access of 16 or 8 bytes.
+template <typename T>
+struct Four {
+  union {
+    uint4 sixteen;
+    uint2 eight;
+    T values[4];
+  };
+
+  __device__ __forceinline__ void load(const T* from) {
+    if (sizeof(T) == 4) {
+      sixteen = load_16(from);
+    } else {
+      eight = load_8(from);
+    }
+  }
+  __device__ __forceinline__ void store(T* to) const {
+    if (sizeof(T) == 4) {
+      store_16(to, sixteen);
+    } else {
+      store_8(to, eight);
+    }
+  }
+};
+
+// Whether rows of a [T, N] operand can be accessed by four values at a time.
+template <typename T>
+__device__ __forceinline__ bool by_fours(const void* p, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(p) % (4 * sizeof(T)) == 0 && stride % 4 == 0;
+}
+
+// Adds the residual to four neighbouring outputs of a row, and writes those that there are.
+template <typename T>
+struct NumberWriter {
+  const LinearBinaryArgs& args;
+  bool out_fours, residual_fours;
+
+  __device__ __forceinline__ explicit NumberWriter(const LinearBinaryArgs& args)
+      : args(args),
+        out_fours(by_fours<T>(args.out, args.outputs)),
+        residual_fours(by_fours<T>(args.residual, args.residual_row | args.outputs)) {}
+
+  __device__ __forceinline__ void write(int row, int first, float (&values)[4]) const {
+    if (row >= args.rows || first >= args.outputs) return;
+    if (args.residual) {
+      const T* from = static_cast<const T*>(args.residual) + row * args.residual_row + first;
+      Four<T> four{};
+      if (residual_fours) {
+        four.load(from);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (first + i < args.outputs) four.values[i] = from[i];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) values[i] += to_float(four.values[i]);
+    }
+    T* to = static_cast<T*>(args.out) + row * args.outputs + first;
+    Four<T> four;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four.values[i] = from_float<T>(values[i]);
+    if (out_fours) return four.store(to);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (first + i < args.outputs) to[i] = four.values[i];
+    }
+  }
+};
+
+}  // namespace cuda
+}  // namespace filbert

@@ -1,0 +1,1 @@
+"""Smaller models: what filbert can make of a model by training it, in eager PyTorch."""

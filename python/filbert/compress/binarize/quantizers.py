@@ -1,0 +1,404 @@
+"""How weights and activations become one bit, or a few: the quantizers of BiBERT (arXiv
+2203.06390), BiT (arXiv 2205.13016) and BinaryBERT (arXiv 2012.15701).
+
+Functions give the values and the papers' gradients; small modules hold what is learned. Two things
+are explicit here. **Ties**: ``torch.sign(0)`` is 0, which no bit can hold, so every sign takes
+``ties``. **Calibration**: a learned scale is NaN until a batch has set it, so that no value of it
+can be mistaken for "not set yet".
+
+In the forward pass a straight-through result is the quantized value itself. The usual spelling
+``q.detach() - x.detach() + x`` is only near it, since the sum is rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "BITS", "SCALE_FLOOR", "SCHEMES", "TIES", "ElasticBinarizer", "SignQuantizer",
+    "UniformQuantizer", "binarize_weight", "bool_ste", "elastic_bits", "elastic_sign", "sign",
+    "sign_ste", "straight_through", "uniform", "uniform_rows", "weight_parts",
+]  # fmt: skip
+
+SCHEMES = ("bibert", "bit", "binarybert")
+#: what sign(0) is: -1, +1, or 0 as in ``torch.sign``
+TIES = ("below", "above", "zero")
+#: widths of :class:`UniformQuantizer`
+BITS = (2, 4, 8)
+#: learned scales count as at least this much, so that none divides by zero or turns a sign round
+SCALE_FLOOR = 1e-5
+
+
+def choose(what: str, got: object, allowed: tuple[Any, ...]) -> None:
+    """Raises a ValueError unless ``got`` is one of ``allowed``."""
+    if got not in allowed:
+        need = ", ".join(map(repr, allowed))
+        raise ValueError(f"{what}: got {got!r}, need one of {need}; try {allowed[0]!r}")
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, value: Tensor, passes: Tensor | None) -> Tensor:
+        ctx.passes = passes
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        return (grad if ctx.passes is None else grad * ctx.passes), None, None
+
+
+def straight_through(source: Tensor, value: Tensor, passes: Tensor | None = None) -> Tensor:
+    """``value``, bit for bit, whose gradient goes to ``source`` as if it were ``source``.
+
+    Args:
+        source: what the gradient is for.
+        value: the same shape and dtype; no gradient goes to it.
+        passes: boolean of that shape, where the gradient passes; everywhere if not given.
+    """
+    return _StraightThrough.apply(source, value.detach(), passes)
+
+
+def sign(x: Tensor, ties: str = "zero") -> Tensor:
+    """-1, 0 or +1 in the dtype of ``x``, without a gradient.
+
+    Args:
+        x: floating point, any shape.
+        ties: what 0 and -0.0 become: -1 (``"below"``: +1 exactly where ``x > 0``), +1
+            (``"above"``: ``x >= 0``) or 0 (``"zero"``, ``torch.sign``). NaN compares false and so
+            becomes -1; with ``"zero"`` it becomes 0, as in ``torch.sign``.
+
+    Raises:
+        ValueError: an unknown ``ties``.
+    """
+    choose("ties", ties, TIES)
+    x = x.detach()
+    if ties == "zero":
+        return torch.sign(x)
+    return (x > 0 if ties == "below" else x >= 0).to(x.dtype) * 2 - 1
+
+
+def sign_ste(x: Tensor, ties: str = "zero") -> Tensor:
+    """:func:`sign` with the gradient of ``clamp(x, -1, 1)``, which is 1 where ``|x| <= 1``."""
+    return straight_through(x, sign(x, ties), x.detach().abs() <= 1)
+
+
+def bool_ste(x: Tensor, ties: str = "below") -> Tensor:
+    """BiBERT's ``bool``: 1 where ``x > 0``, else 0 (NaN too), in the dtype of ``x``. Its gradient
+    is 1 where ``|x| <= 1``. With ``ties="below"`` 0 becomes 0, as the published model computes,
+    with ``"above"`` it becomes 1, as the paper's equation has it."""
+    choose("ties of bool", ties, ("below", "above"))
+    kept = x.detach() > 0 if ties == "below" else x.detach() >= 0
+    return straight_through(x, kept.to(x.dtype), x.detach().abs() <= 1)
+
+
+def weight_parts(
+    weight: Tensor,
+    scheme: str,
+    granularity: str | None = None,
+    ties: str = "zero",
+    table: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The scale and the signs a weight is replaced by, ``W ~ alpha * signs``.
+
+    ========== =============== =============================
+    scheme     alpha           signs
+    ========== =============== =============================
+    bibert     mean|W| of row  sign(W - mean of the row)
+    bit        mean|W| of all  sign(W - mean of all)
+    binarybert mean|W| of row  sign(W)
+    ========== =============== =============================
+
+    alpha is taken over the raw weight, not the centred one. A row of zeros has alpha 0, and so is 0
+    with any ``ties``. A constant row equals its mean and is all ties: 0 in the papers' reference.
+    NaN in a weight makes alpha NaN.
+
+    Args:
+        weight: ``[N, K]`` (or any ``[..., K]`` of rows), floating point.
+        scheme: one of :data:`SCHEMES`.
+        granularity: of alpha, ``"row"`` or ``"tensor"``; the scheme's own if not given.
+        ties: see :func:`sign`.
+        table: the tensor that whole-tensor statistics are of, where ``weight`` is rows gathered
+            from it.
+
+    Returns:
+        alpha ``[N, 1]`` (``[]`` for a tensor) and signs ``[N, K]``, both in the weight's dtype.
+
+    Raises:
+        ValueError: an unknown scheme, granularity or ties.
+    """
+    choose("scheme", scheme, SCHEMES)
+    granularity = granularity or ("tensor" if scheme == "bit" else "row")
+    choose("granularity", granularity, ("row", "tensor"))
+    weight = weight.detach()
+    whole = weight if table is None else table.detach()
+    by_row = granularity == "row"
+    alpha = weight.abs().mean(-1, keepdim=True) if by_row else whole.abs().mean()
+    return alpha, sign(_centred(weight, scheme, whole), ties)
+
+
+def _centred(weight: Tensor, scheme: str, whole: Tensor) -> Tensor:
+    if scheme == "bibert":
+        return weight - weight.mean(-1, keepdim=True)
+    return weight - whole.mean() if scheme == "bit" else weight
+
+
+def binarize_weight(
+    weight: Tensor,
+    scheme: str,
+    granularity: str | None = None,
+    ties: str = "zero",
+    table: Tensor | None = None,
+) -> Tensor:
+    """``alpha * signs`` of :func:`weight_parts`, with the gradient that the scheme trains with.
+
+    BiBERT passes the gradient to the centred weight where that lies in [-1, 1], and through the
+    centring, so a row's gradient sums to zero; BiT and BinaryBERT pass it unchanged. No scheme
+    multiplies it by alpha, and none passes any through alpha.
+    """
+    alpha, signs = weight_parts(weight, scheme, granularity, ties, table)
+    if scheme != "bibert":
+        return straight_through(weight, alpha * signs)
+    centred = _centred(weight, scheme, weight)
+    return straight_through(centred, alpha * signs, centred.detach().abs() <= 1)
+
+
+class _Stepped(torch.autograd.Function):
+    """``step * level`` with the gradients of a learned step size (LSQ, arXiv 1902.08153)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, value: Tensor, passes: Tensor, by_scale: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(passes, by_scale)
+        ctx.shape = scale.shape
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        (grad,) = grads
+        passes, by_scale = ctx.saved_tensors
+        return grad * passes, (grad * by_scale).sum().reshape(ctx.shape), None, None, None
+
+
+def _step(scale: Tensor) -> Tensor:
+    return scale.detach().clamp(min=SCALE_FLOOR)
+
+
+def elastic_sign(x: Tensor, scale: Tensor, ties: str = "zero") -> Tensor:
+    """``a * sign(x)`` with a learned ``a``: BiT's binarization to {-a, +a}.
+
+    Gradients: of ``x``, 1 where ``|x| <= a``; of ``a``, ``sign(x)`` summed, as in the paper. LSQ's
+    factor ``1 / sqrt(numel)`` is left out: it would count padding, and AdamW divides it out again.
+    The floor of ``a`` stops no gradient.
+
+    Args:
+        x: floating point, any shape, after the learned shift.
+        scale: ``a``, ``[]`` or ``[1]``; values under :data:`SCALE_FLOOR` count as it.
+        ties: see :func:`sign`, for NaN too.
+    """
+    step = _step(scale)
+    signs = sign(x, ties)
+    return _Stepped.apply(x, scale, step * signs, x.detach().abs() <= step, signs)
+
+
+def elastic_bits(x: Tensor, scale: Tensor) -> Tensor:
+    """``a * clamp(round(x / a), 0, 1)`` with a learned ``a``: BiT's binarization to {0, a}.
+
+    Rounding goes to even, so the bit is 1 exactly where ``x / a > 1/2``; NaN becomes 0. Gradients,
+    with ``q = x / a``: of ``x``, 1 where ``0 <= q < 1``; of ``a``, ``bit - q`` there, 0 below and 1
+    above, summed and unscaled as in :func:`elastic_sign`.
+
+    Args:
+        x: floating point, any shape, after the learned shift.
+        scale: ``a``, ``[]`` or ``[1]``; values under :data:`SCALE_FLOOR` count as it.
+    """
+    step = _step(scale)
+    level = x.detach() / step
+    bits = (level > 0.5).to(x.dtype)
+    inside = (level >= 0) & (level < 1)
+    return _Stepped.apply(x, scale, step * bits, inside, torch.where(inside, bits - level, bits))
+
+
+def _levels(bits: int, signed: bool) -> tuple[int, int]:
+    choose("bits", bits, BITS)
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+
+
+def uniform(x: Tensor, scale: Tensor, bits: int, signed: bool = True) -> Tensor:
+    """``s * clamp(round(x / s), low, high)`` with one learned step ``s`` and LSQ's gradients.
+
+    The levels are those of a two's complement (or, not ``signed``, a natural) number of ``bits``.
+    The step depends on no batch, so neither does any result; BinaryBERT subtracts the minimum of
+    the whole batch, which does. NaN stays NaN.
+
+    Args:
+        x: floating point, any shape.
+        scale: ``s``, ``[]`` or ``[1]``; values under :data:`SCALE_FLOOR` count as it.
+        bits: 2, 4 or 8.
+        signed: False for inputs that are never negative.
+
+    Raises:
+        ValueError: another number of bits.
+    """
+    low, high = _levels(bits, signed)
+    step = _step(scale)
+    level = x.detach() / step
+    rounded = level.round().clamp(low, high)
+    inside = (level >= low) & (level <= high)
+    by_scale = torch.where(inside, rounded - level, rounded)
+    return _Stepped.apply(x, scale, step * rounded, inside, by_scale)
+
+
+def uniform_rows(x: Tensor, bits: int, signed: bool = True) -> Tensor:
+    """:func:`uniform` with a step of its own for each row ``[..., K]``: its largest ``|x|`` becomes
+    the largest level. A row of zeros stays zero, a row with NaN becomes NaN. The gradient passes
+    unchanged; not ``signed``, negative values become 0 and pass none."""
+    _, high = _levels(bits, signed)
+    source = x.detach()
+    top = source.abs() if signed else source.clamp(min=0)
+    step = top.amax(-1, keepdim=True) / high
+    step = torch.where(step == 0, 1.0, step)
+    rounded = (source / step).round().clamp(-high if signed else 0, high)
+    return straight_through(x, step * rounded, None if signed else source >= 0)
+
+
+class SignQuantizer(nn.Module):
+    """:func:`sign_ste` as a module: BiBERT's activations. Nothing is learned."""
+
+    def __init__(self, ties: str = "zero") -> None:
+        super().__init__()
+        choose("ties", ties, TIES)
+        self.ties = ties
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        return sign_ste(x, self.ties)
+
+
+class Scaled(nn.Module):
+    """What the quantizers with one learned scale share: how that scale comes to be.
+
+    Attributes:
+        scale: ``[]``, NaN until the first batch in training mode, or a checkpoint, has set it.
+    """
+
+    #: whether there is a scale at all
+    learned = True
+
+    def __init__(self, **factory: Any) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((), math.nan, **factory))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the scale has a value."""
+        return not self.learned or not bool(self.scale.detach().isnan())
+
+    def first_scale(self, x: Tensor) -> Tensor:
+        """The scale ``[]`` that the values ``x`` of the first batch ask for."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, keep: Tensor | None = None) -> None:
+        """Sets the scale from ``x``; where ``keep``, of its leading dimensions, is False does not
+        count.
+
+        Raises:
+            ValueError: no values, or values that are not finite.
+        """
+        seen = x if keep is None else x[keep]
+        value = self.first_scale(seen) if seen.numel() else torch.tensor(math.nan)
+        if not bool(value.isfinite()):
+            raise ValueError(
+                f"calibration: got a scale of {float(value)} from {seen.numel()} values, need "
+                "finite values; try a first batch with real tokens and a model without NaN"
+            )
+        self.scale.copy_(value.clamp(min=SCALE_FLOOR))
+
+    def ready(self, x: Tensor, keep: Tensor | None) -> None:
+        """Calibrates once, in training mode.
+
+        Raises:
+            RuntimeError: not calibrated in evaluation mode.
+        """
+        if self.calibrated:
+            return
+        if not self.training:
+            raise RuntimeError(
+                f"{type(self).__name__}: got a scale that no batch has set, need one; try "
+                "calibrate(...) with a first batch, a step of training, or a checkpoint"
+            )
+        self.calibrate(x, keep)
+
+
+class ElasticBinarizer(Scaled):
+    """BiT's elastic binarization: ``a * sign(x + b)``, or with ``form="bits"`` the {0, a} form.
+
+    The first scale is twice (``"bits"``: four times) the mean of ``|x|``, as the published training
+    has it. The paper subtracts its shift where the published parameters, and these, are added.
+
+    Args:
+        channels: the length of the shift ``b``, one per channel; None for no shift.
+        form: ``"sign"`` or ``"bits"``.
+        ties: of the sign, see :func:`sign`; ``"bits"`` has none.
+        factory: ``device`` and ``dtype``.
+    """
+
+    def __init__(
+        self, channels: int | None = None, form: str = "sign", ties: str = "zero", **factory: Any
+    ) -> None:
+        super().__init__(**factory)
+        choose("form", form, ("sign", "bits"))
+        choose("ties", ties, TIES)
+        self.form, self.ties = form, ties
+        self.move: nn.Parameter | None = None
+        if channels is not None:
+            self.move = nn.Parameter(torch.zeros(channels, **factory))
+
+    def first_scale(self, x: Tensor) -> Tensor:
+        return (2 if self.form == "sign" else 4) * x.abs().mean()
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """``x`` is ``[..., channels]``; ``keep`` boolean ``[...]``, what counts in calibration."""
+        if self.move is not None:
+            x = x + self.move
+        self.ready(x, keep)
+        if self.form == "bits":
+            return elastic_bits(x, self.scale)
+        return elastic_sign(x, self.scale, self.ties)
+
+
+class UniformQuantizer(Scaled):
+    """A few bits per activation, for BinaryBERT's one-bit weights.
+
+    Args:
+        bits: 2, 4 or 8.
+        signed: False for inputs that are never negative.
+        mode: ``"static"``, one learned step (:func:`uniform`) that LSQ's rule sets from the first
+            batch; ``"row"``, one step per row, computed at each call (:func:`uniform_rows`).
+        factory: ``device`` and ``dtype``.
+    """
+
+    def __init__(
+        self, bits: int = 8, signed: bool = True, mode: str = "static", **factory: Any
+    ) -> None:
+        super().__init__(**factory)
+        choose("mode", mode, ("static", "row"))
+        self.bits, self.signed, self.mode = bits, signed, mode
+        self.low, self.high = _levels(bits, signed)
+        self.learned = mode == "static"
+        if not self.learned:
+            del self.scale
+
+    def first_scale(self, x: Tensor) -> Tensor:
+        return (2 if self.signed else 4) * x.abs().mean() / math.sqrt(self.high)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        if not self.learned:
+            return uniform_rows(x, self.bits, self.signed)
+        self.ready(x, keep)
+        return uniform(x, self.scale, self.bits, self.signed)

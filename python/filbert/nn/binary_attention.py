@@ -1,0 +1,311 @@
+"""Self-attention between binary linear layers: in bits (BiBERT, BiT), or in floats (BinaryBERT).
+
+Paper: BiBERT, arXiv 2203.06390; BiT, arXiv 2205.13016; BinaryBERT, arXiv 2012.15701.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..packed_bits import PackedBits
+from ..packing import PackedBatch
+from .dot_packer import DotPacker
+from .linear_binary import TILE, LinearBinary
+from .linear_binary_sum import LinearBinarySum, linear_from_config
+from .row_packer import SCALE_FLOOR, RowPacker, one_of
+
+__all__ = ["BinaryAttention", "MixedAttention"]
+
+#: a context is a sum of at most this many ±1, more keys than any sequence has
+_REACH = 1 << 20
+
+
+def _fused(layers: Sequence[Any], fuse: bool) -> list[Any]:
+    """One layer for query, key and value, where all take the same packed input; else the three."""
+    first = layers[0]
+    if not fuse:
+        return list(layers)
+    alike = all(isinstance(layer, LinearBinary) for layer in layers) and all(
+        layer.packer.same_as(first.packer) and layer.out_features % TILE == 0 for layer in layers
+    )
+    return [LinearBinary.concat(layers)] if alike else list(layers)
+
+
+class BinaryAttention(nn.Module):
+    """Packed rows in, the bits of the context out; nothing in between is a float.
+
+    Query, key and value become ±1. A score is an integer; with BiBERT the keys with a positive one
+    are chosen, with BiT those whose softmax rounds up (see :func:`filbert.attn_binary`). The
+    context, a sum of chosen values, is an integer too, and is compared with integer thresholds that
+    stand for what the output projection does to its input. Where query, key and value pack their
+    input alike (BiBERT) they are one product.
+
+    Args:
+        layers: query, key and value, each N to H*D; or one layer with all three.
+        heads: H.
+        into: the packer of the output projection.
+        score_ties: ``"below"`` does not choose a key whose score is 0, as the published BiBERT,
+            ``"above"`` does, as its paper's equation. At 64 values a head a tenth of all scores is
+            0 between random bits.
+        score_scale: with BiT, what one unit of a score is worth in the softmax: the product of the
+            scales of query and key over ``sqrt(D)``. None for BiBERT.
+        prob_scale: with BiT, the step of the quantised softmax.
+        value_scale: with BiT, what a value is worth.
+        fuse: make one layer of the three, where they pack their input alike.
+
+    What a query, key, value or context exactly at its threshold becomes is ``into.ties``. With
+    ``"exact"`` that is 0: the context is ternary, in two planes. In a layer whose query, key or
+    value could be 0, attention is then computed from integers in eager PyTorch, slowly;
+    :attr:`eager` says so.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+
+    score_scale: Tensor | None
+    prob_half: Tensor | None
+    table: Tensor | None
+    context_scale: Tensor
+
+    def __init__(
+        self,
+        layers: Sequence[LinearBinary],
+        heads: int,
+        into: RowPacker,
+        *,
+        score_ties: str = "below",
+        score_scale: float | None = None,
+        prob_scale: float = 1.0,
+        value_scale: float = 1.0,
+        fuse: bool = True,
+    ) -> None:
+        super().__init__()
+        one_of("score_ties", score_ties, ("below", "above"))
+        width = sum(layer.out_features for layer in layers) // 3
+        if len(layers) not in (1, 3) or width != into.features or width % (32 * heads):
+            raise ValueError(
+                f"layers: got {[m.out_features for m in layers]} outputs for {heads} heads into "
+                f"{into.features} features, need query, key and value of equal size, a multiple of "
+                "32 for each head"
+            )
+        self.layers = nn.ModuleList(_fused(layers, fuse))
+        self.heads, self.head_dim = heads, width // heads
+        self.score_ties = score_ties
+        prob = max(prob_scale, SCALE_FLOOR)
+        softmax = score_scale is not None
+
+        def scalar(value: float | None, dtype: torch.dtype) -> Tensor | None:
+            return None if value is None else torch.tensor(value, dtype=dtype)
+
+        self.register_buffer("score_scale", scalar(score_scale, torch.float64))
+        self.register_buffer("prob_half", scalar(prob / 2 if softmax else None, torch.float64))
+        worth = torch.tensor(value_scale) * (prob if softmax else 1.0)
+        self.register_buffer("context_scale", worth.float())
+        self.derive(into)
+
+    def derive(self, into: RowPacker) -> None:
+        """Makes again what follows from the layers' alpha and bias, the scales and ``into``."""
+        signs = RowPacker.sign(self.layers[0].out_features, ties=into.ties)  # type: ignore[arg-type]
+        self.codes = nn.ModuleList(layer.codes_for(signs) for layer in self.layers)  # type: ignore[operator]
+        self.eager = any(bool(codes.ternary) for codes in self.codes)
+        device = self.context_scale.device
+        self.context = DotPacker(
+            lambda count: self.context_scale * count.float(), _REACH, into, device=device
+        )
+        table = None
+        if self.score_scale is not None:
+            table = ops.softmax_table(float(self.score_scale), self.head_dim, device)
+        self.register_buffer("table", table, persistent=False)
+        self._half = 0.0 if self.prob_half is None else float(self.prob_half)
+
+    def query_key_value(self, rows: Tensor | PackedBits) -> list[PackedBits]:
+        """The codes ``[T, H*D]`` of query, key and value, or all three in one."""
+        return [
+            layer.forward_bits(rows, codes)  # type: ignore[operator]
+            for layer, codes in zip(self.layers, self.codes, strict=True)
+        ]
+
+    def forward(self, rows: Tensor | PackedBits, batch: PackedBatch) -> PackedBits:
+        """Attends within each sequence.
+
+        Args:
+            rows: ``[T, N]`` floats, or bits where all three layers pack their input alike.
+            batch: which rows are whose.
+
+        Returns:
+            Packed rows ``[T, H*D]``, input of the output projection.
+        """
+        codes = self.query_key_value(rows)
+        if self.eager:
+            values = [v for c in codes for v in c.unpack(torch.float64).chunk(3 // len(codes), 1)]
+            counts = self._counts(values, batch).to(torch.float32)
+            return self.context(lambda t: ops.pack_bits(counts, t.to(torch.float32), "above"))
+        q, k, v = (w for c in codes for w in c.words[0].chunk(3 // len(codes), 1))
+
+        def attend(threshold: Tensor, ties: str) -> tuple[Tensor, Tensor]:
+            return ops.attn_binary(
+                q, k, v, batch.cu_seqlens, batch.max_seqlen, self.heads, self.head_dim,
+                threshold=threshold, ties=ties, score_ties=self.score_ties, table=self.table,
+                half=self._half,
+            )  # fmt: skip
+
+        context = self.context
+        if context.all_tie and context.at is not None:  # one pass gives both planes
+            words, sums = attend(context.at, "exact")
+            return PackedBits(words, sums, context.features, context.step, context.low)
+        return context(lambda threshold: attend(threshold, "above"))
+
+    def _counts(self, values: Sequence[Tensor], batch: PackedBatch) -> Tensor:
+        """The context ``[T, H*D]`` of query, key and value of -1, 0 and 1, all float64: what
+        ``attn_binary`` means for them."""
+        out = torch.zeros_like(values[0])
+        for begin, end in pairwise(batch.cu_seqlens.tolist()):
+            if begin == end:
+                continue
+            q, k, v = (t[begin:end].unflatten(1, (self.heads, -1)).transpose(0, 1) for t in values)
+            scores = q @ k.transpose(1, 2)
+            if self.score_scale is None:
+                chosen = scores >= 0 if self.score_ties == "above" else scores > 0
+            else:
+                weights = (self.score_scale * (scores - scores.amax(-1, keepdim=True))).exp()
+                chosen = weights > self._half * weights.sum(-1, keepdim=True)
+            out[begin:end] = (chosen.double() @ v).transpose(0, 1).flatten(1)
+        return out
+
+    def _apply(self, fn: Any, recurse: bool = True) -> BinaryAttention:
+        device = fn(torch.empty(0, device=self.context_scale.device)).device
+        return super()._apply(lambda t: t.to(device), recurse)
+
+    def config(self) -> dict[str, Any]:
+        """What :meth:`from_config` needs to make an equal module with tensors yet to be loaded."""
+        return {
+            "kind": "binary",
+            "layers": [layer.config() for layer in self.layers],  # type: ignore[operator]
+            "heads": self.heads,
+            "score_ties": self.score_ties,
+            "softmax": self.score_scale is not None,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], into: RowPacker) -> BinaryAttention:
+        """The inverse of :meth:`config`; once tensors are loaded, call :meth:`derive`."""
+        layers = [LinearBinary.from_config(layer) for layer in config["layers"]]
+        return cls(
+            layers, config["heads"], into, score_ties=config["score_ties"],
+            score_scale=1.0 if config["softmax"] else None, fuse=False,
+        )  # fmt: skip
+
+
+class MixedAttention(nn.Module):
+    """Float attention between binary linear layers, for activations of a few bits.
+
+    Query, key and value are rounded to a few bits as the model was trained with; their attention is
+    :func:`filbert.attn_varlen`. Its softmax is not rounded: a quantised probability needs the
+    softmax's denominator first, which the fused kernel never has. That is a difference to the
+    eager model, of at most half a step of the probabilities' quantiser a key.
+
+    Args:
+        layers: query, key and value, each N to H*D; or one layer with all three.
+        heads: H.
+        bits: of query, key and value, or None not to round them.
+        scales: float32 ``[3]``, the static steps of query, key and value; None for one of each row
+            and head.
+        clip: magnitudes are cut to this before, or None.
+        fuse: as of :class:`BinaryAttention`.
+    """
+
+    scales: Tensor | None
+
+    def __init__(
+        self,
+        layers: Sequence[LinearBinary | LinearBinarySum],
+        heads: int,
+        *,
+        bits: int | None = None,
+        scales: Tensor | None = None,
+        clip: float | None = None,
+        fuse: bool = True,
+    ) -> None:
+        super().__init__()
+        width = sum(layer.out_features for layer in layers) // 3
+        if len(layers) not in (1, 3) or width % (8 * heads):
+            raise ValueError(
+                f"layers: got {[m.out_features for m in layers]} outputs for {heads} heads, need "
+                "query, key and value of equal size, a multiple of 8 for each head"
+            )
+        self.layers = nn.ModuleList(_fused(layers, fuse))
+        self.heads, self.head_dim = heads, width // heads
+        self.bits, self.clip = bits, clip
+        self.register_buffer("scales", None if scales is None else scales.float())
+
+    def derive(self, into: RowPacker) -> None:
+        """Nothing follows from other tensors here."""
+
+    def query_key_value(self, rows: Tensor) -> list[Tensor]:
+        """Query, key and value ``[T, H, D]``, not rounded yet."""
+        parts = [y for layer in self.layers for y in layer(rows).chunk(3 // len(self.layers), 1)]
+        return [y.unflatten(1, (self.heads, self.head_dim)) for y in parts]
+
+    def rounded(self, x: Tensor, index: int) -> Tensor:
+        """Query (0), key (1) or value (2) ``[T, H, D]`` at the precision attention sees."""
+        if self.bits is None:
+            return x
+        high = 2 ** (self.bits - 1) - 1
+        x = x if self.clip is None else x.clamp(-self.clip, self.clip)
+        if self.scales is None:
+            step = x.abs().amax(-1, keepdim=True) / high
+            step = torch.where(step == 0, 1.0, step)
+            return step * (x / step).round().clamp(-high, high)
+        step = self.scales[index].clamp(min=SCALE_FLOOR).to(x.dtype)
+        return step * (x / step).round().clamp(-high - (self.clip is None), high)
+
+    def forward(self, rows: Tensor, batch: PackedBatch) -> Tensor:
+        """Attends within each sequence: rows ``[T, N]`` to ``[T, H*D]`` in their dtype."""
+        q, k, v = (self.rounded(x, i) for i, x in enumerate(self.query_key_value(rows)))
+        context, _ = ops.attn_varlen(
+            q, k, v, batch.cu_seqlens, batch.cu_seqlens, batch.max_seqlen, batch.max_seqlen,
+            self.head_dim**-0.5, tiles=batch.tiles,
+        )  # fmt: skip
+        return context.flatten(1)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> MixedAttention:
+        device = fn(torch.empty(0, device=self._device())).device
+        return super()._apply(lambda t: t.to(device), recurse)
+
+    def _device(self) -> torch.device:
+        return next(self.layers.buffers()).device
+
+    def config(self) -> dict[str, Any]:
+        """As :meth:`BinaryAttention.config`."""
+        return {
+            "kind": "mixed",
+            "layers": [layer.config() for layer in self.layers],  # type: ignore[operator]
+            "heads": self.heads,
+            "bits": self.bits,
+            "static": self.scales is not None,
+            "clip": self.clip,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> MixedAttention:
+        """As :meth:`BinaryAttention.from_config`."""
+        return cls(
+            [linear_from_config(layer) for layer in config["layers"]], config["heads"],
+            bits=config["bits"], scales=torch.ones(3) if config["static"] else None,
+            clip=config["clip"], fuse=False,
+        )  # fmt: skip
+
+
+def attention_from_config(
+    config: dict[str, Any], into: RowPacker
+) -> BinaryAttention | MixedAttention:
+    """The module that ``config`` is of."""
+    if config["kind"] == "mixed":
+        return MixedAttention.from_config(config)
+    return BinaryAttention.from_config(config, into)
