@@ -85,7 +85,9 @@ def test_a_rehearsal_runs_every_kind_of_step_and_leaves_three_files(tmp_path):
     assert set(steps["libraries"]["data"]["sha256"]) >= {"libfilbert_ops.so"}
     assert data["tests"]["passed"] > 0
     assert data["tests"]["failed"] == 0
-    assert {bench["case"] for bench in data["bench"]} == {"attn_varlen", "gather_rows"}
+    assert {bench["case"] for bench in data["bench"]} == {
+        "attn_varlen", "gather_rows", "linear_binary",
+    }  # fmt: skip
     assert data["environment"]["filbert"]["compiled"] is True
     assert {aim["verdict"] for aim in data["aims"]} == {"not run"}
     table = (tmp_path / "gpu-check.md").read_text()

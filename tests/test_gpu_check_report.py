@@ -280,7 +280,7 @@ def test_ratios_are_never_formed_between_processes():
 
 
 def test_an_aim_for_each_promise():
-    assert len(aims.aims()) == 4 + 3 + 2 + 1
+    assert len(aims.aims()) == 4 + 3 + 2 + 1 + 3
     assert len({aim.what for aim in aims.aims()}) == len(aims.aims())
 
 

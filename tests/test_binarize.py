@@ -1,0 +1,362 @@
+"""``filbert.binarize``: checkpoints of every published layout against the papers' formulas, what is
+refused, and whether the report tells the truth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import filbert
+from binary_reference import CONFIG, SIZES, Reference, above, batch, below, checkpoint
+from filbert.compress.binarize import BinarizedBert, BinarizedBertConfig
+from filbert.compress.binarize.checkpoints import read_checkpoint, recognise
+from filbert.compress.binarize.conversion import _example
+from filbert.compress.binarize.equality import compare
+from filbert.convert import ConvertError
+from models import build
+from tolerances import assert_exact
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def run(model, ids, mask, types):
+    with torch.inference_mode():
+        return model(ids, mask, types)
+
+
+def assert_same_model(model, reference, at=2e-5):
+    """Both on one batch, where tokens are; one wrong bit would show by far more than ``at``."""
+    ids, mask, types = batch(3)
+    ours = run(model, ids, mask, types)
+    rows, pooled, logits = reference(ids, mask, types)
+    torch.testing.assert_close(ours.last_hidden_state[mask].double(), rows[mask], rtol=at, atol=at)
+    torch.testing.assert_close(ours.pooler_output.double(), pooled, rtol=at, atol=at)
+    torch.testing.assert_close(ours.logits.double(), logits, rtol=at, atol=at)
+
+
+@pytest.mark.parametrize("scheme", ["bibert", "bit"])
+def test_exact_mode_is_the_paper(scheme):
+    state = checkpoint(scheme)
+    model = filbert.binarize(state, config=CONFIG, exact=True)
+    assert model.about["scheme"] == model.report.scheme == scheme
+    assert model.report.mismatches == 0
+    assert_same_model(model, Reference(state, scheme))
+    if scheme == "bibert":
+        assert model.report.ties_met > 100  # zeros there were, and they are zeros here
+
+
+@pytest.mark.parametrize(("ties", "sign"), [("below", below), ("above", above)])
+@pytest.mark.parametrize("scheme", ["bibert", "bit"])
+def test_fast_modes_are_the_paper_but_for_counted_ties(scheme, ties, sign):
+    state = checkpoint(scheme)
+    model = filbert.binarize(state, config=CONFIG, ties=ties)
+    report = model.report
+    assert report.mismatches == report.ties_met
+    assert (report.ties_met > 100) == (scheme == "bibert")
+    assert_same_model(model, Reference(state, scheme, sign))
+    if scheme == "bibert":  # and a model of torch.sign is another one
+        with pytest.raises(AssertionError):
+            assert_same_model(model, Reference(state, scheme))
+
+
+def test_score_ties():
+    state = checkpoint("bibert")
+    model = filbert.binarize(state, config=CONFIG, ties="below", score_ties="above")
+    assert_same_model(model, Reference(state, "bibert", below, choose_zeros=True))
+    with pytest.raises(AssertionError):
+        assert_same_model(model, Reference(state, "bibert", below))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_binarybert(split):
+    """Eight-bit activations; halves of a split layer are added. The softmax is not rounded, and
+    neither is the reference's. A code may differ where a number lies halfway between two."""
+    state = checkpoint("binarybert", split=split)
+    model = filbert.binarize(state, config=CONFIG)
+    assert model.report.mismatches <= 5
+    assert_same_model(model, Reference(state, "binarybert"), at=5e-2)
+    wrong = checkpoint("binarybert", split=split, seed=1)
+    with pytest.raises(AssertionError):
+        assert_same_model(model, Reference(wrong, "binarybert"), at=5e-2)
+    (note, *_) = model.report.notes
+    assert "softmax is not rounded" in note
+
+
+@pytest.mark.parametrize("prefix", ["", "bert.", "module.bert."])
+@pytest.mark.parametrize("old", [False, True])
+def test_names_of_every_age(prefix, old):
+    plain = filbert.binarize(checkpoint("bibert"), config=CONFIG, check=False)
+    state = checkpoint("bibert", prefix=prefix, old=old)
+    other = filbert.binarize(state, config=CONFIG, check=False)
+    for name, t in plain.state_dict().items():
+        assert_exact(other.state_dict()[name], t)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "pattern"),
+    [("bibert", "clip"), ("bibert", ".scale"), ("bibert", "gate"), ("bit", "move_")],
+)
+def test_what_no_forward_pass_reads_changes_nothing(scheme, pattern):
+    state = checkpoint(scheme)
+    changed = {k: v + 0.5 if pattern in k else v for k, v in state.items()}
+    assert sum(pattern in k for k in state) >= 4
+    plain, other = (filbert.binarize(s, config=CONFIG, check=False) for s in (state, changed))
+    ids, mask, types = batch()
+    for a, b in zip(run(plain, ids, mask, types), run(other, ids, mask, types), strict=True):
+        assert_exact(a, b)
+    assert not any("not part of the model" in note for note in plain.report.notes)
+    read = {k: v + 0.5 if "query.bias" in k else v for k, v in state.items()}
+    third = run(filbert.binarize(read, config=CONFIG, check=False), ids, mask, types)
+    assert not torch.equal(third[0], run(plain, ids, mask, types)[0])
+
+
+@pytest.mark.parametrize("scheme", ["bibert", "bit", "binarybert"])
+def test_fingerprints(scheme):
+    assert recognise(checkpoint(scheme)) == scheme
+    assert recognise(build("bert").state_dict()) is None
+
+
+def own(scheme, **options):
+    """filbert's own eager student, random and calibrated."""
+    sizes = {
+        "vocab_size": SIZES["vocab"], "hidden_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "intermediate_size": 80, "max_position_embeddings": 24,
+        "num_labels": 3, "hidden_act": "relu" if scheme == "bit" else "gelu",
+        "bits": 8 if scheme == "binarybert" else 1,
+    }  # fmt: skip
+    model = BinarizedBert(BinarizedBertConfig(scheme=scheme, **{**sizes, **options}))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if not name.endswith("scale"):
+                noise = torch.randn(p.shape, generator=generator) * 0.2
+                p.copy_(noise + ("LayerNorm.weight" in name))
+    model.eval()
+    return model
+
+
+@pytest.mark.parametrize("ties", ["below", "above", "zero"])
+@pytest.mark.parametrize("scheme", ["bibert", "bit"])
+def test_our_own_student(scheme, ties):
+    """What was trained with ties that fit in a bit is equal as it is; else exact mode is."""
+    student = own(scheme, ties=ties)
+    ids, mask, types = batch(3)
+    student.calibrate(ids, mask, types)
+    model = filbert.binarize(student, exact=ties == "zero")
+    if (scheme, ties) == ("bibert", "above"):  # but for GELU's -0.0, and that is said
+        wrong = {part.part for part in model.report.parts if part.mismatches}
+        assert wrong in ({"layer 0: inner"}, {"layer 0: inner", "layer 1: inner"})
+        assert model.report.mismatches < 10
+        assert "stays -1 here" in str(model.report)
+        return
+    assert model.report.mismatches == 0
+    with torch.no_grad():
+        theirs = student(ids, mask, types)
+    ours = run(model, ids, mask, types)
+    torch.testing.assert_close(
+        ours.last_hidden_state, theirs.last_hidden_state, rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "row"}, {"bits": 4, "hidden_act": "relu"}])
+def test_our_own_few_bit_student(options):
+    student = own("binarybert", **options)
+    ids, mask, types = batch(3)
+    student.calibrate(ids, mask, types)
+    model = filbert.binarize(student)
+    # Of some 20,000 codes, those of numbers halfway between two may be the other one.
+    assert model.report.mismatches <= 10
+    parts = {part.part: part for part in model.report.parts}
+    assert parts["layer 0: query, key, value"].difference < 1e-4
+    assert parts["layer 1: feed-forward"].difference < 1e-4
+    assert parts["layer 0: attention"].difference > 1e-4  # the unrounded softmax, said as it is
+    assert model.about["activation_bits"] == options.get("bits", 8)
+
+
+def refused(*args, **kwargs):
+    with pytest.raises(ConvertError) as caught:
+        filbert.binarize(*args, **kwargs)
+    assert isinstance(caught.value, ValueError)
+    return str(caught.value)
+
+
+def test_an_ordinary_model_is_refused():
+    model = build("bert", "SequenceClassification", hidden_size=64, num_attention_heads=2)
+    text = refused(model)
+    for words in ("no entry says", "distil", 'scheme="binarybert", activation_bits=8', "trained="):
+        assert words in text
+    text = refused(model, scheme="bibert")
+    assert "without trained=True" in text
+    forced = filbert.binarize(model, scheme="bibert", trained=True)
+    assert forced.report.mismatches == forced.report.ties_met
+    few = filbert.binarize(model, scheme="binarybert", activation_bits=8, trained=True, check=False)
+    assert few.about["activation_bits"] == 8
+    assert "need BiT's scale" in refused(model, scheme="bit", trained=True).replace("\n", " ")
+
+
+def test_signs_without_scales_are_refused():
+    state = checkpoint("bibert")
+    signs = {
+        k: v.sign() if v.ndim == 2 and "position" not in k and "type" not in k else v
+        for k, v in state.items()
+    }
+    text = refused(signs, config=CONFIG)
+    assert "signs saved by themselves have lost scales" in text
+    assert text.count("latent") > 10  # every such layer is named
+
+
+def test_other_layouts_are_refused():
+    paddle = {"bert.encoder.layers.0.self_attn.q_proj.weight": torch.ones(4, 4)}
+    assert "Paddle" in refused(paddle)
+    pooled = {
+        **checkpoint("bit"),
+        "bert.encoder.layer.0.attention.self.v_p.weight": torch.ones(1, 4),
+    }
+    assert "BiPFT" in refused(pooled, config=CONFIG)
+    both = refused({**paddle, **pooled})
+    assert "Paddle" in both
+    assert "BiPFT" in both
+
+
+def test_all_reasons_at_once():
+    state = checkpoint("bit")
+    del state["bert.encoder.layer.0.output.dense.weight"]
+    state["bert.encoder.layer.1.output.dense.bias"] = torch.ones(7)
+    state["bert.encoder.layer.1.output.dense.input_clip_val"] = torch.tensor(float("nan"))
+    text = refused(state, config={**CONFIG, "sym_quant_ffn_attn": True, "input_bits": 2})
+    for words in ("layer.0.output.dense.weight: got nothing", "need [64]", "got nan",
+                  "sym_quant_ffn_attn", "got 2 bits"):  # fmt: skip
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"scheme": "bit"}, "its entries are those of 'bibert'"),
+        ({"scheme": "xnor"}, "scheme: got 'xnor'"),
+        ({"config": {"num_attention_heads": 4}}, "need a multiple of 32"),
+        ({"config": {"num_attention_heads": 2, "weight_bits": 2}}, "weight_bits: got 2"),
+        ({"activation_bits": 4}, "got 4 bits"),
+    ],
+)
+def test_choices_that_do_not_fit(change, words):
+    assert words in refused(checkpoint("bibert"), **{"config": CONFIG, **change})
+
+
+def test_layers_missing_or_of_other_sizes():
+    state = checkpoint("bibert")
+    gap = {k: v for k, v in state.items() if "layer.0." not in k}
+    assert "need layers from 0 on" in refused(gap, config=CONFIG)
+    state["bert.encoder.layer.1.output.dense.weight"] = torch.randn(64, 81)
+    assert "need (64, 80)" in refused(state, config=CONFIG)
+
+
+def test_uncalibrated_students_are_refused():
+    assert "try calibrating" in refused(own("bit"))
+
+
+def test_exact_has_its_limits():
+    state = checkpoint("bibert")
+    weight = state["bert.encoder.layer.0.output.dense.weight"]
+    weight[3] = torch.arange(80.0) % 2
+    weight[3, :2] = 0.5  # two weights at the row's mean, exactly
+    assert "2 weights equal their mean" in refused(state, config=CONFIG, exact=True)
+    model = filbert.binarize(state, config=CONFIG)
+    assert model.report.weight_ties == 2
+    assert "2 weights at their mean" in str(model.report)
+    assert "exact" in refused(checkpoint("bibert"), config=CONFIG, exact=True, ties="above")
+    with pytest.raises(ValueError, match="ties: got 'exact'"):
+        filbert.binarize(checkpoint("bibert"), ties="exact")
+
+
+def test_rows_without_a_scale():
+    state = checkpoint("bibert")
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    state[name][:3] = 0.0  # alpha 0
+    state[name][3] = 1.5  # constant: every weight at the mean
+    model = filbert.binarize(state, config=CONFIG, exact=True)
+    assert model.report.weight_ties == 0
+    assert model.report.zero_rows == 5  # and the padding token's
+    assert model.report.mismatches == 0
+    assert_same_model(model, Reference(state, "bibert"))
+
+
+def test_the_report_finds_a_wrong_bit_and_a_wrong_scale():
+    latent = read_checkpoint(checkpoint("bibert"), config=CONFIG)
+    model = filbert.binarize(checkpoint("bibert"), config=CONFIG, exact=True)
+    assert not any(part.mismatches for part in model.report.parts)
+    layer = model.encoder.layers[1]
+    layer.up.weight[0, 0, 0] ^= 1 << 7
+    layer.up.derive()
+    layer.out.alpha *= 1.01
+    with torch.inference_mode():
+        parts = {part.part: part for part in compare(latent, model, *_example(latent))}
+    assert parts["layer 1: inner"].mismatches > 0
+    assert parts["layer 1: output"].difference > 1e-3
+    assert parts["layer 0: inner"].mismatches == 0
+    assert parts["layer 0: output"].difference < 1e-5
+    assert parts["whole model"].difference > 1e-2
+
+
+def test_the_report_prints_what_it_knows(tmp_path):
+    model = filbert.binarize(checkpoint("bibert"), config=CONFIG)
+    text = str(model.report)
+    for words in ("layer 1: attention", "mismatches", "ratio", "rows of weights with scale 0",
+                  f"{model.report.size.total:,}"):  # fmt: skip
+        assert words in text
+    quick = filbert.binarize(checkpoint("bibert"), config=CONFIG, check=False)
+    assert "not compared" in str(quick.report)
+    assert "took 1 heads of 64" in str(filbert.binarize(checkpoint("bibert"), check=False).report)
+    odd = {**checkpoint("bibert"), "bert.extra": torch.ones(1)}
+    assert "1 entries are not part" in str(filbert.binarize(odd, config=CONFIG, check=False).report)
+
+
+@pytest.mark.parametrize("scheme", ["bibert", "bit", "binarybert"])
+def test_size_is_the_files(scheme, tmp_path):
+    state = checkpoint(scheme)
+    model = filbert.binarize(state, config=CONFIG, check=False)
+    model.save(tmp_path / "model.safetensors")
+    size = model.report.size
+    assert size.total == (tmp_path / "model.safetensors").stat().st_size
+    names = ("weight", "bias")
+    original = [v for k, v in state.items() if k.endswith(names) and "move" not in k]
+    assert size.original == 4 * sum(v.numel() for v in original)
+    bits = [v for k, v in state.items() if k.endswith("weight") and v.ndim == 2]
+    padded = sum(-(-v.shape[1] // 32) * 4 * v.shape[0] for v in bits)
+    floats = sum(
+        -(-v.shape[1] // 32) * 4 * v.shape[0]
+        for k, v in state.items()
+        if any(n in k for n in ("position_emb", "token_type", "classifier.weight"))
+    )
+    assert size.parts["bits of weights"] == padded - floats
+    assert size.parts["LayerNorms"] == 4 * 2 * 64 * 5
+    assert size.parts["position and type embeddings"] == 4 * 64 * (24 + 2)
+
+
+def test_bert_base_is_27_times_smaller(tmp_path):
+    """With everything that is stored: positions, scales, biases, LayerNorms, names."""
+    generator = torch.Generator().manual_seed(0)
+    n, inner = 768, 3072
+    state = {"embeddings.word_embeddings.weight": torch.randn(30522, n, generator=generator)}
+    state["embeddings.position_embeddings.weight"] = torch.randn(512, n, generator=generator)
+    state["embeddings.token_type_embeddings.weight"] = torch.randn(2, n, generator=generator)
+    shapes = {"attention.self.query": (n, n), "attention.self.key": (n, n),
+              "attention.self.value": (n, n), "attention.output.dense": (n, n),
+              "intermediate.dense": (inner, n), "output.dense": (n, inner)}  # fmt: skip
+    names = [(f"encoder.layer.{i}.{name}", s) for i in range(12) for name, s in shapes.items()]
+    for name, (rows, columns) in [*names, ("pooler.dense", (n, n))]:
+        state[f"{name}.weight"] = torch.randn(rows, columns, generator=generator)
+        state[f"{name}.bias"] = torch.randn(rows, generator=generator)
+        state[f"{name}.scale"] = torch.zeros(())
+    norms = [f"encoder.layer.{i}.{p}" for i in range(12) for p in ("attention.output", "output")]
+    for name in ["embeddings", *norms]:
+        state[f"{name}.LayerNorm.weight"] = torch.ones(n)
+        state[f"{name}.LayerNorm.bias"] = torch.zeros(n)
+    model = filbert.binarize(state, check=False)
+    model.save(tmp_path / "base.safetensors")
+    size = (tmp_path / "base.safetensors").stat().st_size
+    assert model.report.size.original == 4 * 109_482_240
+    assert model.report.size.total == size
+    assert 27.0 <= model.report.size.original / size < 28.0
+    assert filbert.load_binary(tmp_path / "base.safetensors").encoder.layers[11].up.nbytes > 0
