@@ -8,11 +8,19 @@ from __future__ import annotations
 from types import ModuleType
 
 from ..results import Report
-from . import attn_varlen, bias_gelu, e2e, gather_rows, memory, norm_residual
+from . import (
+    attn_varlen,
+    bias_gelu,
+    e2e,
+    e2e_binary,
+    gather_rows,
+    linear_binary,
+    memory,
+    norm_residual,
+)
 
-CASES: dict[str, ModuleType] = {
-    case.NAME: case for case in (e2e, attn_varlen, norm_residual, bias_gelu, gather_rows, memory)
-}
+_ALL = (e2e, attn_varlen, norm_residual, bias_gelu, gather_rows, memory, linear_binary, e2e_binary)
+CASES: dict[str, ModuleType] = {case.NAME: case for case in _ALL}
 
 
 def rate(report: Report) -> tuple[str, str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ..cases import attn_varlen, e2e
+from ..cases import attn_varlen, e2e, linear_binary
 from ..cases.attn_varlen import Mix
 from ..gpu_attention import VARLEN_ATTN
 from ..results import Report, Row
@@ -133,6 +133,17 @@ def aims() -> list[Aim]:
             ),
         )
     )  # fmt: skip
+    found += [
+        Aim(
+            f"linear layer of bits, {shape}, 8192 rows, bits out, against F.linear float16",
+            5.0,
+            partial(
+                ratio, case=linear_binary.NAME, workload=f"{shape}-m8192",
+                who=linear_binary.BITS_OUT, reference=linear_binary.REFERENCE,
+            ),
+        )
+        for shape in ("768x768", "768x3072", "3072x768")
+    ]  # fmt: skip
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cases import attn_varlen, e2e
+from ..cases import attn_varlen, e2e, e2e_binary, linear_binary
 from ..results import Report, Row, load
 from .libraries import Runner
 from .process import FAILED, NOT_RUN, PASSED, Deadline, Ended, Step, run
@@ -58,9 +58,11 @@ def plan() -> list[Bench]:
             150,
             35,
         ),
+        Bench("linear of bits", gpu(linear_binary.NAME, "*-m8192", 0.6), 60),
         Bench("norm_residual", gpu("norm_residual", "1024x768,16384x768", 0.6), 45),
         Bench("bias_gelu", gpu("bias_gelu", "1024x3072,16384x3072", 0.6), 45),
         Bench("gather_rows", gpu("gather_rows", "*-128x*", 0.6), 45),
+        Bench("BERT-base of bits", gpu(e2e_binary.NAME, "bert-base-256", 5), 90, 35),
         Bench("attention, D=32", gpu(attn_varlen.NAME, "d32-max*", 0.6, *packed), 90),
         Bench(
             "attention, FlexAttention",
@@ -80,6 +82,7 @@ def rehearsal() -> list[Bench]:
     return [
         Bench("attention", cpu(attn_varlen.NAME, "d32-max16"), 60, 5),
         Bench("gather_rows", cpu("gather_rows", "pack-16x256x768"), 60, 5),
+        Bench("linear of bits", cpu(linear_binary.NAME, "768x768-m16"), 60, 5),
     ]
 
 

@@ -94,11 +94,56 @@ def rows(device: str, dtype: str) -> Iterator[Outcome]:
         yield f"gather_rows {dtype} {shape}", row_error(out.cpu(), right), 0.0
 
 
+def bits(device: str) -> Iterator[Outcome]:
+    """The binary kernels; what they make is integers, and equal or wrong."""
+    from filbert import ops, reference
+
+    def same(name: str, got: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> Outcome:
+        wrong = sum(int((a.cpu() != b).sum()) for a, b in zip(got, right, strict=True))
+        return name, float(wrong), 0.0
+
+    for rows, features, outputs in ((5, 100, 33), (130, 768, 768), (1, 3072, 80)):
+        x = normal(rows, features, dtype=torch.float32)
+        packed = reference.pack_bits(x, None, "exact")
+        name = f"[{rows}, {features}]"
+        yield same(f"pack_bits {name}", ops.pack_bits(x.to(device), None, "exact"), packed)
+        codes = reference.pack_codes(x, 8, -128)
+        yield same(f"pack_codes {name}", ops.pack_codes(x.to(device), 8, -128), codes)
+        weight = normal(outputs, features, dtype=torch.float32, seed=1) > 0
+        tiles, totals = reference.weight_to_tiles(weight), 2 * weight.sum(1).int() - features
+        threshold = torch.arange(outputs, dtype=torch.int32) - outputs // 2
+        there = [t.to(device) for t in (tiles, totals, threshold)]
+        for planes, step, low in ((reference.pack_bits(x), 2, -1), (codes[:2], 1, -128)):
+            own = [t.to(device) for t in planes]
+            right = reference.linear_binary_bits(*planes, tiles, totals, threshold, step, low)
+            got = ops.linear_binary_bits(*own, *there, step=step, low=low)
+            yield same(f"linear_binary_bits {name} to {outputs}, {len(planes[0])}", got, right)
+            ones = torch.ones(outputs)
+            right = (reference.linear_binary(*planes, tiles, totals, ones, None, None, step, low),)
+            got = ops.linear_binary(*own, *there[:2], ones.to(device), step=step, low=low)
+            yield same(f"linear_binary {name} to {outputs}, {len(planes[0])}", (got,), right)
+    for lengths in LENGTHS:
+        cu, total = offsets(lengths), sum(lengths)
+        for dim in (32, 64, 128):
+            signs = [normal(total, 2 * dim, dtype=torch.float32, seed=s) > 0 for s in range(3)]
+            q, k, v = (reference.bits_to_words(t) for t in signs)
+            for table, half in ((None, 0.0), (ops.softmax_table(0.1, dim), 0.02)):
+                right = reference.attn_binary(
+                    q, k, v, cu, 2, dim, None, "exact", "below", table, half
+                )
+                got = ops.attn_binary(
+                    *(t.to(device) for t in (q, k, v, cu)), max(lengths), 2, dim, ties="exact",
+                    table=None if table is None else table.to(device), half=half,
+                )  # fmt: skip
+                yield same(f"attn_binary D={dim} {lengths}", got, right)
+
+
 def outcomes(device: str, quick: bool) -> Iterator[Outcome]:
     """All calls, or with ``quick`` one attention."""
     if quick:
         yield from attention(device, "float16" if device != "cpu" else "float32", (64,), False)
         return
+    yield from bits(device)
     for dtype in dtypes_on(device):
         yield from attention(device, dtype, (32, 64, 128, 40), False)
         yield from attention(device, dtype, (64,), True)

@@ -1,0 +1,102 @@
+"""A whole encoder whose weights are bits, beside BERT-base of the same shape in floats.
+
+The models compute different things, so they cannot be checked against one answer. The float ones
+are checked as in e2e; a binary one is proven against its own eager model when it is converted, and
+has no row if that finds a difference.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from torch import Tensor
+
+from .. import baselines, ours
+from ..engines import Engine, Setup, contestant, reference_answer
+from ..results import Row
+from ..runner import DTYPES, Options, caller_clock, check_then_time, matching, on_gpu, say
+from ..timing import Contestant, Unavailable
+from ..workloads import WORKLOADS as ALL
+from ..workloads import model
+from .e2e import TOLERANCE
+
+NAME = "e2e_binary"
+ABOUT = "a whole binary encoder (BiBERT, BiT) beside HF SDPA and filbert's packed float encoder"
+REFERENCE = "HF SDPA"
+RATE = ("tokens_per_s", "tokens/s", 1.0)
+WORKLOADS = {
+    name: ALL[name] for name in ("bert-base-128", "bert-base-256", "bert-base-512", "tiny")
+}
+DEFAULT = ("bert-base-128",)
+
+
+def _binary(scheme: str, exact: bool = False) -> Callable[[Setup], Engine]:
+    def build(setup: Setup) -> Engine:
+        filbert = ours.compiled_filbert()
+        student_of = importlib.import_module("filbert.compress.binarize").BinarizedBert.from_dense
+        # The exact mode is for models of torch.sign, the others for models of one-bit signs.
+        student = student_of(setup.model, scheme=scheme, ties="zero" if exact else "below")
+        batch = setup.workload.batches()[0]
+        if not student.calibrated:
+            student.calibrate(batch.input_ids, batch.attention_mask)
+        packed = filbert.binarize(student.eval(), exact=exact)
+        if packed.report.mismatches:
+            raise Unavailable(f"{packed.report.mismatches} bits differ from the eager model")
+        packed = packed.to(setup.device).to(setup.dtype)
+
+        def forward(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return packed(input_ids, attention_mask).last_hidden_state
+
+        return Engine(forward, note=f"{packed.report.size.total / 2**20:.1f} MiB")
+
+    return build
+
+
+BINARY = {
+    "filbert BiBERT": _binary("bibert"),
+    "filbert BiBERT, exact": _binary("bibert", exact=True),
+    "filbert BiT": _binary("bit"),
+}
+BUILDERS: dict[str, Callable[[Setup], Engine]] = {
+    REFERENCE: baselines.hf_sdpa,
+    "filbert": ours.filbert,
+    **BINARY,
+}
+
+
+def run(options: Options) -> list[Row]:
+    """Checks and times every contestant on every workload asked for."""
+    rows: list[Row] = []
+    for name in matching(list(WORKLOADS), options.workloads or DEFAULT, "--workload"):
+        workload = WORKLOADS[name]()
+        bert = model(workload.model).to(options.device)
+        say(f"{name}: {workload.tokens} tokens")
+        first = Setup(bert, workload, DTYPES["float32"], options.device, options.threads)
+        right = reference_answer(first)
+        for dtype in options.dtypes:
+            setup = Setup(bert, workload, DTYPES[dtype], options.device, options.threads)
+            found = check_then_time(
+                {n: _bound(n, b, setup) for n, b in BUILDERS.items()},
+                right,
+                workload=name,
+                dtype=dtype,
+                reference=REFERENCE,
+                tolerance=TOLERANCE[dtype],
+                options=options,
+                repeats=options.repeats or 15,
+                budget_s=options.budget_s or 90.0,
+                min_sample_s=0.05,
+                pause_s=0.0 if on_gpu(options.device) else 0.02,
+                clock=caller_clock(options),
+                exempt=frozenset(BINARY),
+            )
+            for row in found:
+                if "median_s" in row.figures:
+                    row.figures["tokens_per_s"] = workload.tokens / row.figures["median_s"]
+            rows += found
+    return rows
+
+
+def _bound(name: str, build: Callable[[Setup], Engine], setup: Setup) -> Callable[[], Contestant]:
+    return lambda: contestant(name, build(setup), setup)
