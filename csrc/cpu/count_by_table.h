@@ -19,13 +19,9 @@ namespace FILBERT_ISA {
 namespace {
 
 typedef uint8_t VecB __attribute__((vector_size(FILBERT_VECTOR_BYTES), may_alias));
-typedef uint8_t VecBHalf
-    __attribute__((vector_size(FILBERT_VECTOR_BYTES / 2), aligned(1), may_alias));
 typedef uint8_t VecBQuarter
     __attribute__((vector_size(FILBERT_VECTOR_BYTES / 4), aligned(1), may_alias));
 typedef uint16_t VecW __attribute__((vector_size(FILBERT_VECTOR_BYTES), may_alias));
-typedef uint16_t VecWHalf
-    __attribute__((vector_size(FILBERT_VECTOR_BYTES / 2), aligned(2), may_alias));
 
 constexpr int kNibbles = 8;                                      // of a word
 constexpr int kByteVectors = kColumns / FILBERT_VECTOR_BYTES;    // of one byte for each output
@@ -54,6 +50,25 @@ FILBERT_INLINE VecB look_up(VecB table, VecB index) {
   return (VecB)_mm512_shuffle_epi8((__m512i)table, (__m512i)index);
 #else
   return (VecB)_mm256_shuffle_epi8((__m256i)table, (__m256i)index);
+#endif
+}
+
+// Half a vector of bytes, or of 16-bit numbers, from memory to twice the width. Spelled out,
+// because GCC takes a conversion of vectors apart.
+FILBERT_INLINE VecW widen(const uint8_t* p) {
+#if FILBERT_VECTOR_BYTES == 64
+  return (VecW)_mm512_maskz_cvtepu8_epi16(~0u,
+                                          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#else
+  return (VecW)_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#endif
+}
+FILBERT_INLINE VecI widen(const uint16_t* p) {
+#if FILBERT_VECTOR_BYTES == 64
+  return (VecI)_mm512_maskz_cvtepu16_epi32(0xffff,
+                                           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#else
+  return (VecI)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #endif
 }
 
@@ -130,7 +145,7 @@ template <int kN>
 __attribute__((noinline)) void count_rows_by_table(const uint8_t* offsets, int64_t stride,
                                                    const uint8_t* nibbles, int64_t words,
                                                    int32_t* counts, bool first_plane) {
-  alignas(64) uint16_t sums[kN][kColumns] = {};
+  alignas(64) uint16_t sums[kN][kColumns];  // written first, then added to
   for (int64_t begin = 0; begin < words; begin += kWordsBeforeOverflow) {
     const int64_t end = begin + kWordsBeforeOverflow < words ? begin + kWordsBeforeOverflow : words;
     VecB acc[kN][kByteVectors];
@@ -167,17 +182,16 @@ __attribute__((noinline)) void count_rows_by_table(const uint8_t* offsets, int64
     }
     for (int r = 0; r < kN; ++r) {
       for (int c = 0; c < kColumns; c += FILBERT_VECTOR_BYTES / 2) {
-        *reinterpret_cast<VecW*>(&sums[r][c]) +=
-            __builtin_convertvector(*reinterpret_cast<VecBHalf*>(&bytes[r][c]), VecW);
+        VecW& sum = *reinterpret_cast<VecW*>(&sums[r][c]);
+        sum = begin == 0 ? widen(&bytes[r][c]) : sum + widen(&bytes[r][c]);
       }
     }
   }
   for (int r = 0; r < kN; ++r) {
     for (int v = 0; v < kVectors; ++v) {
       int32_t* at = counts + r * kColumns + v * kLanes;
-      const VecU plane =
-          __builtin_convertvector(*reinterpret_cast<const VecWHalf*>(&sums[r][v * kLanes]), VecU);
-      store(at, first_plane ? (VecI)plane : 2 * load(at) + (VecI)plane);
+      const VecI plane = widen(&sums[r][v * kLanes]);
+      store(at, first_plane ? plane : 2 * load(at) + plane);
     }
   }
 }

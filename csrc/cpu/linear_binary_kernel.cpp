@@ -14,7 +14,9 @@ namespace {
 #if FILBERT_COUNT_BY_TABLE
 // Below this many rows, taking the weights apart for the lookups costs more than it saves.
 constexpr int64_t kFewestTableRows = 5;
-bool by_table(const LinearBinaryArgs& args) { return args.rows >= kFewestTableRows; }
+bool by_table(const LinearBinaryArgs& args) {
+  return args.rows >= kFewestTableRows && args.row_words > 0;
+}
 #else
 bool by_table(const LinearBinaryArgs&) { return false; }
 int64_t table_scratch(const LinearBinaryArgs&) { return 0; }
