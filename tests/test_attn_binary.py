@@ -9,7 +9,7 @@ import torch
 
 from bit_rows import bit_rows, integers
 from cases import LENGTHS, offsets
-from filbert import ops, reference
+from filbert import _load, ops, reference
 from tolerances import assert_exact
 
 DIMS = [32, 64, 96, 128]
@@ -130,6 +130,25 @@ def test_neighbours_do_not_matter(backend):
         assert_exact(changed[0, span], words[0, span])
 
 
+@pytest.mark.parametrize("longest", [0, 1, 50, 51, 2**31 - 1, 2**40, 2**63 - 1])
+def test_the_longest_is_a_hint(backend, longest):
+    lengths, heads, dim = [50, 3], 2, 64
+    q, k, v = operands(lengths, heads, dim)
+    got = ops.attn_binary(q, k, v, offsets(lengths), longest, heads, dim)
+    expected = reference.attn_binary(q, k, v, offsets(lengths), heads, dim)
+    assert_exact(got[0], expected[0])
+    assert_exact(got[1], expected[1])
+
+
+def test_thresholds_beyond_reach(backend):
+    q, k, v = operands([40], 1, 64, orphans=0)
+    for value, bit in ((-(2**31), 1), (2**31 - 1, 0)):
+        threshold = torch.full((64,), value, dtype=torch.int32)
+        words, sums = ops.attn_binary(q, k, v, offsets([40]), 40, 1, 64, threshold=threshold)
+        assert_exact(reference.words_to_codes(words, 64), torch.full((40, 64), bit))
+        assert sums.tolist() == [64 * bit] * 40
+
+
 def test_views_of_one_buffer(backend):
     heads, dim, length = 3, 64, 50
     qkv = bit_rows(length, 3 * heads * dim)
@@ -159,6 +178,7 @@ def test_softmax_table():
     assert (table.diff() <= 0).all()
     exact = torch.exp(-0.5 * torch.arange(65, dtype=torch.float64))
     assert (table.double() / 2.0**40 - exact).abs().max() < 2.0**-40
+    assert ops.softmax_table(1e308, 64).tolist() == [2**40] + [0] * 64
     for scale in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="finite positive"):
             ops.softmax_table(scale, 64)
@@ -170,6 +190,8 @@ REFUSALS = {
     "dtype": ((Q.long(), Q, Q, CU, 4, 2, 64), {}, "Int"),
     "width": ((Q, Q[:, :3], Q, CU, 4, 2, 64), {}, r"\[T, H \* D / 32\]"),
     "rows": ((Q, Q[:3], Q, CU, 4, 2, 64), {}, r"\[T, H \* D / 32\]"),
+    "heads": ((Q[:, :0], Q[:, :0], Q[:, :0], CU, 4, 2**59, 32), {}, "1 to 65536"),
+    "wrapping_heads": ((Q, Q, Q, CU, 4, 2**59 + 2, 64), {}, "1 to 65536"),
     "head_dim": ((Q, Q, Q, CU, 4, 2, 48), {}, "multiple of 32"),
     "large_head": ((Q, Q, Q, CU, 4, 1, 160), {}, "up to 128"),
     "offsets": ((Q, Q, Q, offsets([5]), 4, 2, 64), {}, "within the packed rows"),
@@ -195,3 +217,15 @@ def test_opcheck(backend):
     table = ops.softmax_table(0.1, 32)
     threshold = torch.zeros(64, dtype=torch.int32)
     torch.library.opcheck(kernel, (*args, threshold, "exact", "above", table, 0.1))
+
+
+def test_plan_on_a_gpu():
+    plan = _load.C.plan_attn_binary_cuda(
+        rows=1000, sequences=16, max_seqlen=2**62, heads=12, dim=64, table=True
+    )
+    assert plan["blocks"] == 17 * -(-1000 // plan["rows_per_block"])
+    assert plan["threads"] == 32 * plan["heads_at_once"]
+    assert 12 % plan["heads_at_once"] == 0
+    assert plan["shared_bytes"] <= 99 * 1024
+    with pytest.raises(ValueError, match="a head"):
+        _load.C.plan_attn_binary_cuda(1, 1, 1, 0, 64, False)

@@ -95,6 +95,8 @@ def test_every_kernel_was_compiled_for_every_architecture():
             assert f"linear_binary_kernel<{tiling}, {out}>" in by_name
     for name in ("attn_varlen_f32_kernel", "attn_tiles_kernel", "linear_binary_sums_kernel"):
         assert name in by_name
+    for kind in ("attn_binary_kernel", "pack_bits_kernel", "linear_popcount_kernel"):
+        assert any(name.startswith(kind) for name in by_name), kind
 
 
 @needs_nvcc

@@ -7,7 +7,7 @@ import torch
 
 from bit_rows import code_rows, integers, weights
 from cases import DTYPES, normal
-from filbert import ops, reference
+from filbert import _load, ops, reference
 from tolerances import assert_close_to_native, assert_exact
 
 #: rows, inputs, outputs: no multiple of any tile unless it is there to be one
@@ -122,6 +122,18 @@ def test_a_plane_of_a_larger_tensor(backend):
     assert_exact(got, dots(codes[::2, 64:128], signs, 2, -1).float())
 
 
+def test_a_weight_that_begins_anywhere(backend):
+    """A GPU reads weights 16 bytes at a time where it may; elsewhere another kernel runs."""
+    codes, words, sums = code_rows(40, 96, 1)
+    signs, tiles, totals = weights(48, 96)
+    buffer = torch.zeros(tiles.numel() + 1, dtype=torch.int32)
+    buffer[1:] = tiles.flatten()
+    moved = buffer[1:].view(tiles.shape)
+    residual = normal(1, 48).expand(40, 48)
+    got = ops.linear_binary(words, sums, moved, totals, torch.ones(48), residual=residual)
+    assert_exact(got, dots(codes, signs, 2, -1).float() + residual)
+
+
 @pytest.mark.parametrize("shape", [(0, 64, 32), (5, 0, 32), (5, 64, 0)], ids=str)
 def test_nothing_to_multiply(backend, shape):
     rows, features, outputs = shape
@@ -167,7 +179,8 @@ REFUSALS = {
     "tiles": ((WORDS, SUMS, TILES[:1], TOTALS, ALPHA), {}, r"\[ceil\(N / 16\), W, 16\]"),
     "features": ((WORDS[:, :, :1], SUMS, TILES, TOTALS, ALPHA), {}, "the W of words"),
     "alpha": ((WORDS, SUMS, TILES, TOTALS, ALPHA.double()), {}, "Float"),
-    "step": ((WORDS, SUMS, TILES, TOTALS, ALPHA), {"step": 3}, "step 1 or 2"),
+    "step": ((WORDS, SUMS, TILES, TOTALS, ALPHA), {"step": 3}, "step; got 3; need 1 or 2"),
+    "low": ((WORDS, SUMS, TILES, TOTALS, ALPHA), {"low": 1 << 20}, "-16384 to 16384"),
     "dtype": ((WORDS, SUMS, TILES, TOTALS, ALPHA), {"dtype": torch.float64}, "float32"),
     "norm": ((WORDS, SUMS, TILES, TOTALS, ALPHA), {"norm_weight": ALPHA}, "both or none"),
     "residual": ((WORDS, SUMS, TILES, TOTALS, ALPHA), {"residual": ALPHA}, r"\[T, N\]"),
@@ -193,3 +206,22 @@ def test_opcheck(backend):
         (*given, ones, ones, torch.ones(3), 1, -1, torch.ones(3, 20), ones, ones, 1e-5, "float32"),
     )
     torch.library.opcheck(kernels.linear_binary_bits.default, (*given, totals, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("capability", "tensor_cores"), [(75, False), (80, True), (90, True), (100, False)]
+)
+def test_plan_on_a_gpu(capability, tensor_cores):
+    plan = _load.C.plan_linear_binary_cuda(
+        rows=8192, outputs=768, row_words=24, planes=1, multiprocessors=132, capability=capability
+    )
+    assert plan["tensor_cores"] is tensor_cores
+    covered = plan["blocks"] * plan["tile_rows"] * plan["tile_outputs"]
+    assert covered >= 8192 * 768
+    assert plan["shared_bytes"] <= 99 * 1024
+    few = _load.C.plan_linear_binary_cuda(
+        rows=1, outputs=768, row_words=24, planes=1, multiprocessors=132, capability=capability
+    )
+    assert few["tensor_cores"] is False
+    with pytest.raises(ValueError, match="a plane"):
+        _load.C.plan_linear_binary_cuda(1, 1, 1, 0, 1, 90)

@@ -73,6 +73,19 @@ def test_codes(backend, dtype, bits, width, low):
     assert_exact(sums, codes.sum(1).to(torch.int32))
 
 
+def test_codes_of_any_scale(backend):
+    """Halves of a scale that is no power of two tie as its float32 reciprocal makes them."""
+    scale = torch.tensor([0.7, 1e-39, -0.3, torch.nan, torch.inf])
+    x = torch.arange(-60, 60).float() * 0.35
+    rows = x.repeat(5, 1)
+    rows[1] *= 1e-39
+    words, _, _ = ops.pack_codes(rows, 8, -128, scale)
+    inverse = torch.where((1 / scale).isfinite(), 1 / scale, 0.0)
+    levels = (rows * inverse[:, None]).double().round().clamp(-128, 127)
+    assert_exact(reference.words_to_codes(words, 120), levels.long() + 128)
+    assert not levels[[1, 3, 4]].any()
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_scale_of_each_row(backend, bits):
     """The largest finite magnitude of a row is coded as the largest code, its negative likewise."""
@@ -109,6 +122,15 @@ def test_nothing_to_pack(backend, shape):
     words, sums = ops.pack_bits(torch.zeros(shape))
     assert words.shape == (1, shape[0], shape[1] // 32)
     assert sums.tolist() == [0] * shape[0]
+    for make in (ops.pack_codes, reference.pack_codes):
+        words, sums, scale = make(torch.zeros(shape), 4, -8)
+        assert words.shape == (4, shape[0], shape[1] // 32)
+        assert sums.tolist() == scale.tolist() == [0] * shape[0]
+
+
+def test_one_row_for_all(backend):
+    x = normal(1, 70)
+    assert_exact(ops.pack_bits(x.expand(4, 70))[0], ops.pack_bits(x.repeat(4, 1))[0])
 
 
 def test_threads_do_not_change_bits(threads):
@@ -128,6 +150,8 @@ def test_packed_bits_unpack_to_what_they_stand_for(backend):
     assert packed.shape == (4, 50)
     assert packed.planes == 8
     assert packed.nbytes == 4 * (8 * 4 * 2 + 4 + 4)
+    with pytest.raises(ValueError, match="third value"):
+        PackedBits.bits(x, ties="exact")
     moved = packed.to(packed.words.device)
     assert_exact(moved.unpack(), packed.unpack())
 
@@ -141,6 +165,7 @@ REFUSALS = {
     "threshold_length": (lambda: ops.pack_bits(X, torch.zeros(3)), "contiguous vector"),
     "threshold_dtype": (lambda: ops.pack_bits(X, torch.zeros(40).double()), "Float"),
     "device": (lambda: ops.pack_bits(X, torch.zeros(40, device="meta")), "got meta"),
+    "columns_of_x": (lambda: ops.pack_bits(torch.zeros(1, 65505)), "at most 65504"),
     "bits": (lambda: ops.pack_codes(X, 3, 0), "2, 4 or 8"),
     "low": (lambda: ops.pack_codes(X, 8, 1 << 20), "-16384 to 16384"),
     "scale_length": (lambda: ops.pack_codes(X, 8, 0, torch.ones(4)), "contiguous vector"),

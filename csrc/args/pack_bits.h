@@ -6,6 +6,9 @@ namespace filbert {
 
 constexpr int64_t bit_words(int64_t bits) { return (bits + 31) / 32; }
 
+// The longest row: its ones can be counted in 16 bits, and the sum of its codes in 32.
+constexpr int64_t kMaxRowWords = 2047;
+
 // What an element equal to its threshold becomes. kExact has three codes: 0 below, 1 equal, 2
 // above.
 enum class Ties : int32_t { kBelow, kAbove, kExact };
@@ -14,7 +17,7 @@ constexpr int64_t planes_of(Ties ties) { return ties == Ties::kExact ? 2 : 1; }
 
 // Rows of numbers to bit planes. Bit k % 32 of word k / 32 is element k; bits past K are 0.
 // With `bits` 0, code = how x compares with the threshold. Otherwise
-// code = clamp(round(x / scale), low, low + 2^bits - 1) - low, in `bits` planes.
+// code = clamp(round(x * (1 / scale)), low, low + 2^bits - 1) - low, in `bits` planes.
 struct PackBitsArgs {
   const void* x;           // [T, K], rows of contiguous elements
   const float* threshold;  // [K] or null for 0

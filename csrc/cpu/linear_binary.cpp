@@ -10,7 +10,7 @@
 namespace filbert {
 namespace {
 
-// LayerNorm over the product, in place: its rows were just written and are still in the cache.
+// LayerNorm over the product, in place: a second pass, once all rows are written.
 void normalise(const LinearBinaryArgs& args) {
   NormResidualArgs norm{};
   norm.dtype = args.dtype;

@@ -82,7 +82,9 @@ void quantise_row(const PackBitsArgs& args, int64_t r) {
   uint32_t* out = args.words + r * words;
   const float levels = static_cast<float>((1 << (args.bits - 1)) - 1);
   const float scale = args.scale ? args.scale[r] : largest(row, args.width) / levels;
-  const float inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
+  // A scale of 0, or so small that its reciprocal is none, makes every code that of 0.
+  const float reciprocal = 1.0f / scale;
+  const float inverse = __builtin_isfinite(reciprocal) ? reciprocal : 0.0f;
   const float low = static_cast<float>(args.low);
   const float high = low + static_cast<float>((1 << args.bits) - 1);
   constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer

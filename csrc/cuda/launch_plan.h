@@ -129,7 +129,8 @@ constexpr int64_t attn_binary_row_pieces(int64_t warps, int64_t dim) {
 
 inline LaunchPlan plan_attn_binary(const AttnBinaryArgs& args) {
   const int64_t warps = attn_binary_warps(args.heads), rows = attn_binary_tile_rows(args.dim);
-  const int64_t tiles = most(1, ceil_div(args.max_seqlen, rows));
+  // No sequence is longer than all rows, whatever the hint says.
+  const int64_t tiles = most(1, ceil_div(least(args.max_seqlen, args.rows), rows));
   const int64_t keys_and_values =
       2 * kAttnBinaryKeys * attn_binary_row_pieces(warps, args.dim) * 16;
   const int64_t transposed = warps * attn_binary_tile_words(args.dim) * 32 * 16;

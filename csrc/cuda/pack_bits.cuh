@@ -111,13 +111,20 @@ __device__ __forceinline__ int compared(float x, float threshold, Ties ties) {
   return ties == Ties::kBelow ? above : ties == Ties::kAbove ? reached : above + reached;
 }
 
+// 1 / scale, or 0 where that is no number: for a scale of 0, or too small to have a reciprocal.
+__device__ __forceinline__ float reciprocal_or_zero(float scale) {
+  constexpr float kLargest = 3.40282347e+38f;
+  const float reciprocal = 1.0f / scale;
+  return fabsf(reciprocal) <= kLargest ? reciprocal : 0.0f;
+}
+
 // Uniform quantisation of one row: the code of x is that of the nearest level, ties to even.
 struct Quantiser {
   float inverse;
   float low, high;
 
   __device__ __forceinline__ Quantiser(float scale, const PackBitsArgs& args)
-      : inverse(scale == 0.0f ? 0.0f : 1.0f / scale),
+      : inverse(reciprocal_or_zero(scale)),
         low(static_cast<float>(args.low)),
         high(static_cast<float>(args.low + (1 << args.bits) - 1)) {}
 

@@ -117,14 +117,16 @@ py::dict plan_linear_binary_cuda(int64_t rows, int64_t outputs, int64_t row_word
   return result;
 }
 
-py::dict plan_attn_binary_cuda(int64_t sequences, int64_t max_seqlen, int64_t heads, int64_t dim,
-                               bool table) {
-  if (sequences < 0 || max_seqlen < 0 || heads < 1 || dim < 32 || dim > filbert::kMaxBinaryDim) {
+py::dict plan_attn_binary_cuda(int64_t rows, int64_t sequences, int64_t max_seqlen, int64_t heads,
+                               int64_t dim, bool table) {
+  if (rows < 0 || sequences < 0 || max_seqlen < 0 || heads < 1 || dim < 32 ||
+      dim > filbert::kMaxBinaryDim) {
     throw py::value_error(
         "plan_attn_binary_cuda: need sizes of 0 or more, a head, and 32 to 128 columns");
   }
   const int64_t any_table = 0;
   filbert::AttnBinaryArgs args{};
+  args.rows = rows;
   args.sequences = sequences;
   args.max_seqlen = max_seqlen;
   args.heads = heads;
@@ -158,7 +160,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan_linear_binary_cuda", &plan_linear_binary_cuda, py::arg("rows"), py::arg("outputs"),
         py::arg("row_words"), py::arg("planes"), py::arg("multiprocessors"), py::arg("capability"),
         "How linear_binary would be launched on a GPU of a compute capability (10 major + minor).");
-  m.def("plan_attn_binary_cuda", &plan_attn_binary_cuda, py::arg("sequences"),
+  m.def("plan_attn_binary_cuda", &plan_attn_binary_cuda, py::arg("rows"), py::arg("sequences"),
         py::arg("max_seqlen"), py::arg("heads"), py::arg("dim"), py::arg("table"),
         "How attn_binary would be launched on a GPU.");
 }

@@ -9,6 +9,7 @@ namespace filbert {
 namespace {
 
 constexpr const char* kOp = "attn_binary";
+constexpr int64_t kMaxHeads = 65536;  // far beyond any model, and small enough to be multiplied
 
 // Bits of every head, in rows of any stride.
 int64_t read_bits(const Tensor& t, const Tensor& like, int64_t words, const char* name) {
@@ -27,7 +28,8 @@ std::tuple<Tensor, Tensor> attn_binary(Tensor q, Tensor k, Tensor v, Tensor cu_s
                                        std::string score_ties, std::optional<Tensor> table,
                                        double half) {
   AttnBinaryArgs args{};
-  check(heads >= 1, kOp, "heads", heads, "one or more", "the model's number of heads");
+  check(heads >= 1 && heads <= kMaxHeads, kOp, "heads", heads, "1 to 65536",
+        "the model's number of heads");
   check(head_dim >= 32 && head_dim % 32 == 0 && head_dim <= kMaxBinaryDim, kOp, "head_dim",
         head_dim, "a multiple of 32 up to 128", "float attention for other heads");
   const int64_t words = heads * head_dim / 32;

@@ -7,9 +7,6 @@
 namespace filbert {
 namespace {
 
-// Words are counted in 16 bits by some kernels; a row may have this many.
-constexpr int64_t kMaxRowWords = 2047;
-
 // The operands both forms share: rows of codes and the weight.
 void read_operands(const Tensor& words, const Tensor& sums, const Tensor& weight,
                    const Tensor& totals, int64_t step, int64_t low, const char* op,
@@ -39,8 +36,9 @@ void read_operands(const Tensor& words, const Tensor& sums, const Tensor& weight
   check(fits && weight.is_contiguous(), op, "weight", weight,
         "a contiguous [ceil(N / 16), W, 16] with the W of words and the N of totals",
         "filbert.nn.weight_tiles(bits)");
-  check(step >= 1 && step <= 2 && low >= -16384 && low <= 16384, op, "step and low", step,
-        "step 1 or 2 and a low from -16384 to 16384", "step=2, low=-1 for inputs of +-1");
+  check(step == 1 || step == 2, op, "step", step, "1 or 2", "step=2, low=-1 for inputs of +-1");
+  check(low >= -16384 && low <= 16384, op, "low", low, "an integer from -16384 to 16384",
+        "low=-1 for inputs of +-1");
 }
 
 DType dtype_named(const std::string& name, const char* op) {

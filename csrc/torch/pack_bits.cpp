@@ -11,6 +11,8 @@ void read_rows(const Tensor& x, const char* op, PackBitsArgs& args) {
   args.dtype = dtype_of(x, op, "x");
   check(x.dim() == 2 && (x.size(1) < 2 || x.stride(1) == 1), op, "x", x,
         "[T, K] with contiguous rows", "tensor.flatten(0, -2).contiguous()");
+  check(x.size(1) <= 32 * kMaxRowWords, op, "columns of x", x.size(1), "at most 65504",
+        "packing parts of the rows");
   args.rows = x.size(0);
   args.width = x.size(1);
   args.x_row = x.stride(0);

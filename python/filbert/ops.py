@@ -268,7 +268,7 @@ def pack_bits(
     """Rows of numbers to rows of bits: which elements lie above a threshold.
 
     Args:
-        x: ``[T, K]`` float32 or bfloat16, on CUDA also float16; contiguous rows.
+        x: ``[T, K]`` float32 or bfloat16, on CUDA also float16; contiguous rows, K at most 65504.
         threshold: ``[K]`` float32, or None for 0.
         ties: what an element equal to its threshold becomes. ``"below"``: bit 0; ``"above"``:
             bit 1; ``"exact"``: two planes that hold the code 0 (below), 1 (equal) or 2 (above),
@@ -295,15 +295,16 @@ def pack_codes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of numbers to bit planes of integer codes: uniform quantisation.
 
-    The code of ``x`` is ``clamp(round(x / scale), low, low + 2**bits - 1) - low``, rounded half to
-    even, and stands for ``scale * (code + low)``.
+    The code of ``x`` is ``clamp(round(x * (1 / scale)), low, low + 2**bits - 1) - low``, rounded
+    half to even in float32, and stands for ``scale * (code + low)``.
 
     Args:
         x: ``[T, K]`` float32 or bfloat16, on CUDA also float16; contiguous rows.
         bits: 2, 4 or 8, the number of planes.
         low: the integer that code 0 stands for: 0 for values that are never negative,
             ``-2**(bits - 1)`` for signed ones.
-        scale: ``[T]`` float32; a row whose scale is 0 gets the code of 0. None takes
+        scale: ``[T]`` float32; a row whose scale is 0, or so small (below 2**-128) that it has no
+            reciprocal, gets the code of 0. None takes
             ``max|x| / (2**(bits - 1) - 1)`` over the finite elements of each row, so that a row's
             codes do not depend on other rows. NaN is coded as 0.
 
@@ -505,7 +506,7 @@ def softmax_table(scale: float, head_dim: int, device: torch.device | None = Non
             "the scales of q and k divided by sqrt(head_dim)"
         )
     misses = torch.arange(head_dim + 1, dtype=torch.float64, device=device)
-    return (2.0**40 * (-2 * scale * misses).exp()).round().to(torch.int64)
+    return (2.0**40 * (-2 * misses * scale).exp()).round().to(torch.int64)
 
 
 def _fake_attn_varlen(

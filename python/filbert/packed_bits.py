@@ -45,7 +45,12 @@ class PackedBits:
 
     @classmethod
     def bits(cls, x: Tensor, threshold: Tensor | None = None, ties: str = "below") -> PackedBits:
-        """{0, 1}: whether the elements of ``x`` ``[T, K]`` lie above ``threshold``."""
+        """{0, 1}: whether the elements of ``x`` ``[T, K]`` lie above ``threshold``; one on it is 0
+        with ``ties="below"`` and 1 with ``ties="above"``."""
+        if ties == "exact":
+            raise ValueError(
+                "ties: got 'exact', need 'below' or 'above': {0, 1} has no third value; try signs()"
+            )
         words, sums = ops.pack_bits(x, threshold, ties)
         return cls(words, sums, x.shape[1], step=1, low=0)
 

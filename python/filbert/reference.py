@@ -195,9 +195,10 @@ def pack_codes(
     """Meaning of :func:`filbert.ops.pack_codes`."""
     wide = x.to(_wide(x.dtype))
     if scale is None:
-        scale = wide.nan_to_num(0.0, 0.0, 0.0).abs().amax(-1) / (2 ** (bits - 1) - 1)
+        largest = torch.nn.functional.pad(wide.nan_to_num(0.0, 0.0, 0.0).abs(), (0, 1)).amax(-1)
+        scale = largest / (2 ** (bits - 1) - 1)
     # A multiplication by the reciprocal, as the kernels do it, so that both round alike.
-    inverse = torch.where(scale == 0, 0.0, 1 / scale).to(wide.dtype)
+    inverse = torch.where((1 / scale).isfinite(), 1 / scale, 0.0).to(wide.dtype)
     levels = (wide * inverse[:, None]).nan_to_num(0.0, 2.0**30, -(2.0**30)).round()
     codes = (levels.clamp(low, low + 2**bits - 1) - low).long()
     return *codes_to_words(codes, bits), scale.to(torch.float32).expand(x.shape[0]).contiguous()
