@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
 from pathlib import Path
 
@@ -12,6 +14,9 @@ import torch
 from binarized import batch, dense_bert, expected_weight, prepared, values
 from filbert.compress import binarize as bz
 from filbert.compress.binarize import BinarizedBert, BinarizedLinear
+from filbert.compress.binarize.equality import compare_with_student
+from filbert.compress.binarize.products import product
+from filbert.compress.binarize.quantizers import Quantized
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -221,6 +226,25 @@ def test_from_dense_takes_a_classifier_and_a_model_without_pooler() -> None:
     assert out.logits is None
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("BertForQuestionAnswering", "qa_outputs.weight"),
+        ("BertForMaskedLM", "cls.predictions"),
+        ("BertForPreTraining", "cls."),
+        ("BertForTokenClassification", "its head"),
+        ("BertForMultipleChoice", "its head"),
+    ],
+)
+def test_from_dense_refuses_other_heads(name: str, words: str) -> None:
+    import transformers
+
+    dense = getattr(transformers, name)(dense_bert().config)
+    with pytest.raises(ValueError, match=f"dense: got {name} with {words}.*from_dense"):
+        BinarizedBert.from_dense(dense)
+    assert BinarizedBert.from_dense(dense.bert).classifier is None
+
+
 def test_from_dense_refuses() -> None:
     from transformers import DistilBertConfig
 
@@ -304,3 +328,126 @@ def test_save_and_load(tmp_path: Path) -> None:
         assert torch.equal(a.last_hidden_state, b.last_hidden_state)
     with pytest.raises(ValueError, match="not a BinarizedBertConfig: got 'bert'"):
         bz.BinarizedBertConfig.from_dict({"model_type": "bert", "version": 1})
+
+
+@pytest.mark.parametrize("scheme", bz.SCHEMES)
+def test_pickle_and_deepcopy(scheme: str) -> None:
+    student = prepared(scheme)
+    file = io.BytesIO()
+    torch.save(student, file)
+    file.seek(0)
+    expected = student(*batch()).last_hidden_state
+    for other in (torch.load(file, weights_only=False), copy.deepcopy(student)):
+        assert torch.equal(other(*batch()).last_hidden_state, expected)
+        assert list(other.state_dict()) == list(student.state_dict())
+        changed = {name: value + 1 for name, value in student.state_dict().items()}
+        other.load_state_dict(changed)  # into the copy, by published names
+        for name, value in other.state_dict().items():
+            assert torch.equal(value, changed[name])
+    assert torch.equal(student(*batch()).last_hidden_state, expected)
+
+
+# Integers are summed first
+
+
+def zero_biases(scheme: str, ties: str, seed: int) -> BinarizedBert:
+    """As Hugging Face initialises: all biases 0, so that every even sum can tie."""
+    dense = dense_bert(seed)
+    with torch.no_grad():
+        for name, parameter in dense.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    student = BinarizedBert.from_dense(dense, scheme, ties=ties)
+    student.calibrate(*batch())
+    return student.eval()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("ties", ["below", "above"])
+@pytest.mark.parametrize("scheme", ["bibert", "bit"])
+def test_packed_is_the_student_where_everything_ties(scheme: str, ties: str, seed: int) -> None:
+    """With seed 1, "bibert" and "above" also where a GELU underflows to -0.0."""
+    student = zero_biases(scheme, ties, seed)
+    packed = bz.binarize(student, check=False)
+    ids, mask = batch(seed + 1)
+    ids[1, 7:] = 0
+    types = torch.arange(12).expand_as(ids) % 2
+    with torch.no_grad():
+        ours, theirs = packed(ids, mask, types), student(ids, mask, types)
+    torch.testing.assert_close(
+        ours.last_hidden_state, theirs.last_hidden_state, rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(ours.pooler_output, theirs.pooler_output, rtol=1e-5, atol=1e-5)
+    student.train()
+    found = compare_with_student(student, packed, ids, mask, types)
+    assert (found.compared, found.mismatches) == (int(mask.sum()) + 6, 0)
+    assert found.difference < 1e-5
+    assert all(module.training for module in student.modules())
+    with torch.no_grad():
+        student.bert["encoder"].layer[1].output.dense.bias[0] += 0.5
+        student.bert["pooler"].dense.bias[3] += 0.5
+    found = compare_with_student(student, packed, ids, mask, types)
+    assert found.mismatches == found.compared
+    assert found.difference > 0.01
+
+
+def test_zero_sums_are_zero_in_the_student() -> None:
+    """Scaled first, such a sum is some 1e-8 above or below."""
+    for scheme in ("bibert", "bit"):
+        linear = BinarizedLinear(64, 400, False, scheme=scheme, options=bz.QuantizerOptions(
+            scheme, ties="below")).train()  # fmt: skip
+        x = values(50, 64)
+        y = linear(x).detach()
+        dots = bz.sign(x, "below").double() @ bz.sign(linear.binary_weight(), "below").double().T
+        assert 0.05 < (dots == 0).double().mean() < 0.2
+        assert torch.equal(y == 0, dots == 0)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("batched", [False, True])
+def test_product_has_the_gradients_of_its_values(batched: bool, wide: bool) -> None:
+    a = values(3, 4, 5, dtype=torch.float64).requires_grad_()
+    b = values(*((3, 5, 6) if batched else (5, 6)), seed=1, dtype=torch.float64).requires_grad_()
+    codes = a.detach().round(), b.detach().sign()
+    worth = torch.full((3, 4, 1), 0.5).double() if wide else torch.tensor(0.5).double()
+    out = product(
+        Quantized(a, codes[0], worth, wide), Quantized(b, codes[1], torch.arange(6.0).double())
+    )
+    torch.testing.assert_close(out, codes[0] @ codes[1] * torch.arange(6.0).double() * 0.5)
+    weights = values(3, 4, 6, seed=2, dtype=torch.float64)
+    got = torch.autograd.grad((out * weights).sum(), (a, b))
+    expected = torch.autograd.grad((a @ b * weights).sum(), (a, b))
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("scheme", bz.SCHEMES)
+def test_linear_gradients_are_of_the_scaled_values(scheme: str) -> None:
+    """Of the input, the latent weight, the bias, and what the quantizer learns."""
+    linear = BinarizedLinear(12, 5, scheme=scheme).double().train()
+    x = values(2, 3, 12, dtype=torch.float64).requires_grad_()
+    linear(x)  # calibrates
+    leaves = [x, *linear.parameters()]
+    weights = values(2, 3, 5, seed=2, dtype=torch.float64)
+    got = torch.autograd.grad((linear(x) * weights).sum(), leaves)
+    smooth = torch.nn.functional.linear(linear.quantizer(x), linear.binary_weight(), linear.bias)
+    torch.testing.assert_close(linear(x), smooth)
+    for one, other in zip(got, torch.autograd.grad((smooth * weights).sum(), leaves), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("scheme", bz.SCHEMES)
+def test_attention_gradients_are_of_the_scaled_values(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention = bz.BinarizedSelfAttention(16, 2, scheme=scheme).double().train()
+    x, keep = values(2, 9, 16, dtype=torch.float64), torch.ones(2, 9, dtype=torch.bool)
+    keep[1, 5:] = False
+    attention(x, keep)
+    leaves = [x.requires_grad_(), *attention.parameters()]
+    weights = values(2, 9, 16, seed=2, dtype=torch.float64)
+    got = torch.autograd.grad((attention(x, keep)[0] * weights).sum(), leaves)
+    monkeypatch.setattr(f"{bz.__name__}.modules.product", lambda a, b: a.value @ b.value)
+    expected = torch.autograd.grad((attention(x, keep)[0] * weights).sum(), leaves)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import subprocess
 import sys
@@ -219,7 +221,31 @@ def test_bfloat16_rows(model):
     assert_exact(half.pooler.alpha, model.pooler.alpha)
     out = run(half, ids, mask, types)
     assert out.last_hidden_state.dtype == torch.bfloat16
-    assert out.last_hidden_state.isfinite().all()
+    # Layer by layer on equal inputs, and part by part, since bits flip within a layer as well.
+    near = {"rtol": 2**-6, "atol": 2**-6}  # a few roundings of numbers up to 4
+    with torch.inference_mode():
+        packed = PackedBatch.from_mask(mask)
+        rows = half.embed(ids, packed, types)
+        torch.testing.assert_close(rows.float(), model.embed(ids, packed, types), **near)
+        for mine, full in zip(half.encoder.layers, model.encoder.layers, strict=True):
+            bits = mine.attention(rows, packed)
+            assert_exact(bits.words, full.attention(rows.float(), packed).words)
+            middle = mine.out(bits, residual=rows, norm=mine.attn_norm)
+            expected = full.out(bits, residual=rows.float(), norm=full.attn_norm)
+            torch.testing.assert_close(middle.float(), expected, **near)
+            inner = mine.inner_of(middle)
+            assert_exact(inner.words, full.inner_of(middle.float()).words)
+            rows = mine.down(inner, residual=middle, norm=mine.ffn_norm)
+            expected = full.down(inner, residual=middle.float(), norm=full.ffn_norm)
+            torch.testing.assert_close(rows.float(), expected, **near)
+        assert_exact(packed.unpack(rows), out.last_hidden_state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_rows_are_refused(dtype):
+    half = binarize(checkpoint("bibert"), config=CONFIG, check=False).to(dtype)
+    with pytest.raises(ValueError, match=f"rows: got {dtype} on cpu, need torch.float32"):
+        run(half, *batch())
 
 
 def test_model_refuses(model):
@@ -234,6 +260,26 @@ def test_model_refuses(model):
             run(model, *args)
     with pytest.raises(RuntimeError, match="rows requires a gradient"):
         model.encoder(random(1, 5, HIDDEN).requires_grad_())
+
+
+def test_ids_that_no_table_has_are_refused(model):
+    ids = torch.ones(2, 5, dtype=torch.long)
+    assert_exact(run(model, ids.int(), None, ids.int())[0], run(model, ids, None, ids)[0])
+    for bad in (-1, SIZES["vocab"]):
+        with pytest.raises(IndexError):
+            run(model, torch.full_like(ids, bad))
+    for bad in (-1, 2):
+        with pytest.raises(IndexError):
+            run(model, ids, None, torch.full_like(ids, bad))
+    with pytest.raises(IndexError), torch.inference_mode():
+        model.embeddings(ids[0], torch.full((5,), -1), None)
+    for dtype in (torch.uint8, torch.bool, torch.float32):
+        with pytest.raises(ValueError, match=f"input_ids: got {dtype}, need int64 or int32"):
+            run(model, ids.to(dtype))
+        with pytest.raises(ValueError, match=f"token_type_ids: got {dtype}, need int64 or int32"):
+            run(model, ids, None, ids.to(dtype))
+    with pytest.raises(ValueError, match=r"ids: got torch.uint8, need"):
+        model.embeddings.words[0](ids.to(torch.uint8))
 
 
 def test_training_is_refused():
@@ -255,6 +301,44 @@ def made(scheme, options):
     options = dict(options)
     state = checkpoint(scheme, split=options.pop("split", False))
     return binarize(state, config=CONFIG, check=False, **options)
+
+
+@pytest.mark.parametrize(("scheme", "options"), CASES)
+def test_a_state_dict_gives_the_model_too(scheme, options):
+    """Also into a live model, whose integer thresholds were of other biases and scales."""
+    live, other = made(scheme, options), made(scheme, options)
+    with torch.no_grad():
+        for name, t in other.state_dict().items():
+            if name.endswith(("bias", "threshold")) and t.ndim == 1:
+                t += random(*t.shape, seed=5) * 0.3
+            if name.endswith(("context_scale", "score_scale", "prob_half")):
+                t *= 1.25
+    other.load_state_dict(other.state_dict())
+    ids, mask, types = batch()
+    before = run(live, ids, mask, types)
+    live.load_state_dict(other.state_dict())
+    fresh = BinaryBert.from_config(other.to_config())
+    fresh.load_state_dict(other.state_dict())
+    expected = run(other, ids, mask, types)
+    assert not torch.equal(before[0], expected[0])
+    for loaded in (live, fresh):
+        for ours, theirs in zip(run(loaded, ids, mask, types), expected, strict=True):
+            assert_exact(ours, theirs)
+        derived = dict(loaded.named_buffers())
+        for name, t in other.named_buffers():
+            assert_exact(derived[name], t)
+
+
+@pytest.mark.parametrize(("scheme", "options"), CASES)
+def test_pickle_and_deepcopy(scheme, options):
+    before, file = made(scheme, options), io.BytesIO()
+    torch.save(before, file)
+    file.seek(0)
+    expected = run(before, *batch())
+    for after in (torch.load(file, weights_only=False), copy.deepcopy(before)):
+        after.load_state_dict(before.state_dict())
+        for ours, theirs in zip(run(after, *batch()), expected, strict=True):
+            assert_exact(ours, theirs)
 
 
 @pytest.mark.parametrize(("scheme", "options"), CASES)

@@ -194,7 +194,8 @@ class BinaryAttention(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], into: RowPacker) -> BinaryAttention:
-        """The inverse of :meth:`config`; once tensors are loaded, call :meth:`derive`."""
+        """The inverse of :meth:`config`; once tensors are loaded, call :meth:`derive`, as
+        :class:`filbert.nn.BinaryLayer` does."""
         layers = [LinearBinary.from_config(layer) for layer in config["layers"]]
         return cls(
             layers, config["heads"], into, score_ties=config["score_ties"],

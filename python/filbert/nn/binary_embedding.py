@@ -9,11 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import reference
-from .linear_binary import weight_signs
+from .binary_weight import weight_signs
 
 __all__ = ["BinaryEmbedding"]
+
+
+def check_ids(name: str, ids: Tensor) -> None:
+    """Raises a ValueError unless ``ids`` are integers that index; bytes and booleans are masks."""
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"{name}: got {ids.dtype}, need int64 or int32 indices; try {name}.long(), if these "
+            "are indices and no mask"
+        )
 
 
 class BinaryEmbedding(nn.Module):
@@ -56,9 +66,16 @@ class BinaryEmbedding(nn.Module):
         return table
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Integers ``[...]`` to float32 ``[..., N]``."""
+        """Integers ``[...]``, int64 or int32, to float32 ``[..., N]``.
+
+        Raises:
+            ValueError: ids of another dtype.
+            IndexError: ids below 0 or past the table (on CUDA, a device-side assertion).
+        """
+        check_ids("ids", ids)
+        alpha = F.embedding(ids, self.alpha[:, None])  # refuses what would count from the end
         rows = self.weight[ids].view(torch.uint8).int()  # little-endian: low bits first
-        return self.signs[rows].flatten(-2)[..., : self.features] * self.alpha[ids].unsqueeze(-1)
+        return self.signs[rows].flatten(-2)[..., : self.features] * alpha
 
     def _apply(self, fn: Any, recurse: bool = True) -> BinaryEmbedding:
         device = fn(torch.empty(0, device=self.alpha.device)).device

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import ops
 from ..packed_bits import PackedBits
 from ..packing import PackedBatch
 from .binary_attention import BinaryAttention, MixedAttention, attention_from_config
-from .binary_embedding import BinaryEmbedding
+from .binary_embedding import BinaryEmbedding, check_ids
 from .dot_packer import DotPacker
 from .inference import check_no_gradient
 from .linear_binary import LinearBinary
@@ -73,9 +74,11 @@ class BinaryLayer(nn.Module):
         self.up, self.down, self.ffn_norm = up, down, ffn_norm.requires_grad_(False)
         self.activation = activation
         self.derive()
+        self.register_load_state_dict_post_hook(_derive_after_load)
 
     def derive(self) -> None:
-        """Makes all integer thresholds again from the tensors that they follow from."""
+        """Makes all integer thresholds again from the tensors that they follow from; done by itself
+        after ``load_state_dict``."""
         into = packer_of(self.down)
         self.inner: DotPacker | None = None
         if isinstance(self.up, LinearBinary) and into.bits == 1:
@@ -108,11 +111,15 @@ class BinaryLayer(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> BinaryLayer:
-        """The inverse of :meth:`config`; once tensors are loaded, call :meth:`derive`."""
+        """The inverse of :meth:`config`."""
         out, up, down = (linear_from_config(config[name]) for name in ("out", "up", "down"))
         norms = [_norm(out.out_features, eps) for eps in config["eps"]]
         attention = attention_from_config(config["attention"], packer_of(out))
         return cls(attention, out, norms[0], up, down, norms[1], activation=config["activation"])
+
+
+def _derive_after_load(layer: BinaryLayer, _: object) -> None:
+    layer.derive()
 
 
 class BinaryEncoder(nn.Module):
@@ -204,8 +211,12 @@ class BinaryEmbeddings(nn.Module):
         x = self.words[0](ids)
         for table in list(self.words)[1:]:
             x = x + table(ids)
-        x = x.to(self.position.dtype) + self.position[places]
-        x = x + (self.token_type[0] if types is None else self.token_type[types])
+        x = x.to(self.position.dtype) + F.embedding(places, self.position)
+        if types is None:
+            x = x + self.token_type[0]
+        else:
+            check_ids("token_type_ids", types)
+            x = x + F.embedding(types, self.token_type)
         return ops.norm_residual(x, None, None, self.norm.weight, self.norm.bias, self.norm.eps)
 
     def config(self) -> dict[str, Any]:
@@ -241,8 +252,10 @@ class BinaryBert(nn.Module):
     Attributes:
         report: of :func:`filbert.binarize`, or None for a model from a file.
 
-    Rows are kept in the dtype of the LayerNorms, float32 or after ``model.bfloat16()`` bfloat16;
-    scales, biases and thresholds stay float32.
+    Rows are kept in the dtype of the LayerNorms, float32 or after ``model.bfloat16()`` bfloat16, on
+    CUDA also float16; scales, biases and thresholds stay float32. Rows that are rounded to bfloat16
+    flip the bits of numbers near a threshold, and with them what follows: such a model is close to
+    the float32 one layer by layer, but its output is that of another model of about equal quality.
     """
 
     def __init__(
@@ -279,7 +292,8 @@ class BinaryBert(nn.Module):
             token_type_ids: ``[B, S]`` integers, or None for zeros.
 
         Raises:
-            ValueError: shapes that do not fit, or texts longer than there are positions.
+            ValueError: shapes or dtypes that do not fit, or texts longer than there are positions.
+            IndexError: ids or types that the tables do not have.
             RuntimeError: training mode while gradients are recorded.
         """
         if self.training and torch.is_grad_enabled():
@@ -299,9 +313,24 @@ class BinaryBert(nn.Module):
                 f"token_type_ids: got shape {tuple(token_type_ids.shape)}, need "
                 f"{tuple(input_ids.shape)} as input_ids"
             )
+        check_ids("input_ids", input_ids)
+        if token_type_ids is not None:
+            check_ids("token_type_ids", token_type_ids)
+        self._check_rows()
         batch = read_mask(attention_mask, input_ids)
         rows = self.embed(input_ids, batch, token_type_ids)
         return self._heads(self.encoder.forward_packed(rows, batch), batch)
+
+    def _check_rows(self) -> None:
+        weight = self.embeddings.norm.weight
+        allowed = [torch.float32, torch.bfloat16]
+        if weight.is_cuda:
+            allowed.append(torch.float16)
+        if weight.dtype not in allowed:
+            need = " or ".join(map(str, allowed))
+            raise ValueError(
+                f"rows: got {weight.dtype} on {weight.device.type}, need {need}; try model.float()"
+            )
 
     def embed(
         self, input_ids: Tensor, batch: PackedBatch, token_type_ids: Tensor | None = None
@@ -326,11 +355,11 @@ class BinaryBert(nn.Module):
         return BinaryBertOutput(batch.unpack(rows), pooled, logits)
 
     def derive(self) -> None:
-        """Makes all integer thresholds again; done by :func:`filbert.load_binary`."""
+        """Makes all integer thresholds again; ``load_state_dict`` does so by itself."""
         for layer in self.encoder.layers:
             layer.derive()  # type: ignore[operator]
 
-    def config(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, Any]:
         """What :meth:`from_config` needs to make an equal model with tensors yet to be loaded."""
         head = None if self.classifier is None else [*self.classifier.weight.shape]
         return {
@@ -344,7 +373,7 @@ class BinaryBert(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> BinaryBert:
-        """The inverse of :meth:`config`; once tensors are loaded, call :meth:`derive`."""
+        """The inverse of :meth:`to_config`."""
         head = config["classifier"]
         return cls(
             BinaryEmbeddings.from_config(config["embeddings"]),

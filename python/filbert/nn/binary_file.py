@@ -8,6 +8,7 @@ and comparisons. A scale that is the same for all outputs is stored once.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ __all__ = ["FORMAT", "file_parts", "load_binary", "save_binary"]
 FORMAT = 1
 #: how bits lie in words; refused if it is another
 LAYOUT = "bit k%32 of word k//32, low bits first; linear weights in tiles [N/16][K/32][16]"
+_AGAIN = "try saving the model again with this version of filbert"
 
 
 def _safetensors() -> Any:
     try:
+        import safetensors
         import safetensors.torch
     except ImportError as error:
         raise ImportError(
@@ -42,12 +45,13 @@ def file_parts(model: BinaryBert) -> tuple[dict[str, Tensor], dict[str, str]]:
         if name.endswith("alpha") and t.numel() > 1 and bool((t == t[0]).all()):
             t = t[:1]
         tensors[name] = t.detach().cpu().contiguous()
-    about = {"format": FORMAT, "layout": LAYOUT, "config": model.config()}
+    about = {"format": FORMAT, "layout": LAYOUT, "config": model.to_config()}
     return tensors, {"filbert.binary": json.dumps(about, separators=(",", ":"))}
 
 
 def save_binary(model: BinaryBert, path: str | Path) -> None:
-    """Writes ``model`` to one ``.safetensors`` file."""
+    """Writes ``model`` to one ``.safetensors`` file, in a folder that is made if it is missing."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     tensors, metadata = file_parts(model)
     _safetensors().torch.save_file(tensors, str(path), metadata)
 
@@ -66,19 +70,25 @@ def load_binary(path: str | Path, device: torch.device | str = "cpu") -> BinaryB
         OSError: no such file.
         ValueError: a file of something else, of another format, or with tensors that do not fit.
     """
-    with _safetensors().safe_open(str(path), framework="pt", device="cpu") as file:
-        about = (file.metadata() or {}).get("filbert.binary")
-        if about is None:
-            raise ValueError(
-                f"{path}: got a safetensors file without filbert's metadata, need one that "
-                "BinaryBert.save wrote; try filbert.binarize on a checkpoint"
-            )
-        about = json.loads(about)
-        got, need = (about.get("format"), about.get("layout")), (FORMAT, LAYOUT)
-        if got != need:
-            raise ValueError(f"{path}: got format and layout {got}, need {need}")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    model = BinaryBert.from_config(about["config"])
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"{path}: got a folder, need the .safetensors file that BinaryBert.save wrote; a "
+            "folder of BinarizedBert.save is read by BinarizedBert.load"
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: No such file, need one that BinaryBert.save wrote")
+    safetensors = _safetensors()
+    try:
+        with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
+            config = _config_of(path, file.metadata())
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path}: got no whole safetensors file ({error}), need one that BinaryBert.save "
+            "wrote; try copying it again"
+        ) from error
+    model = _empty(path, config, tensors)
     expected = model.state_dict()
     wrong = [
         f"{name} (got {_shape(tensors.get(name))}, need {_shape(t)})"
@@ -93,6 +103,82 @@ def load_binary(path: str | Path, device: torch.device | str = "cpu") -> BinaryB
     model.requires_grad_(False)
     model.derive()
     return model.to(device)
+
+
+def _config_of(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """The model's config from a file's ``metadata``."""
+    text = (metadata or {}).get("filbert.binary")
+    if text is None:
+        raise ValueError(
+            f"{path}: got a safetensors file without filbert's metadata, need one that "
+            "BinaryBert.save wrote; try filbert.binarize on a checkpoint"
+        )
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: got metadata that is no JSON ({error}); {_AGAIN}") from error
+    if not isinstance(about, dict):
+        kind = type(about).__name__
+        raise ValueError(f"{path}: got a {kind} as metadata, need a dict; {_AGAIN}")
+    got, need = (about.get("format"), about.get("layout")), (FORMAT, LAYOUT)
+    if got != need:
+        raise ValueError(f"{path}: got format and layout {got}, need {need}; {_AGAIN}")
+    config = about.get("config")
+    if not isinstance(config, dict):
+        kind = type(config).__name__
+        raise ValueError(f"{path}: got a {kind} as config, need a dict; {_AGAIN}")
+    return config
+
+
+def _empty(path: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> BinaryBert:
+    """A model of ``config`` for ``tensors``, made only if they are as large as it says."""
+    try:
+        wrong = [
+            f"{name} (got {_shape(tensors.get(name))}, need {shape})"
+            for name, shape in _large(config)
+            if name not in tensors or tuple(tensors[name].shape) != shape
+        ]
+        model = None if wrong else BinaryBert.from_config(config)
+    except KeyError as error:
+        raise ValueError(f"{path}: got a config without {error}; {_AGAIN}") from error
+    except (
+        ValueError, TypeError, AttributeError, IndexError, ArithmeticError, RuntimeError,
+        AssertionError,
+    ) as error:  # fmt: skip
+        raise ValueError(f"{path}: got a config that makes no model ({error}); {_AGAIN}") from error
+    if model is None:
+        raise ValueError(f"{path}: {len(wrong)} tensors do not fit, first {'; '.join(wrong[:3])}")
+    return model
+
+
+def _large(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of all tensors of two dimensions or more."""
+    tables = config["embeddings"]
+    for name in ("position", "token_type"):
+        yield f"embeddings.{name}", tuple(tables[name])
+    for index, table in enumerate(tables["words"]):
+        shape = (table["num_embeddings"], -(-table["features"] // 32))
+        yield f"embeddings.words.{index}.weight", shape
+    for index, layer in enumerate(config["layers"]):
+        name = f"encoder.layers.{index}"
+        for part in ("out", "up", "down"):
+            yield from _bits(f"{name}.{part}", layer[part])
+        for side, linear in enumerate(layer["attention"]["layers"]):
+            yield from _bits(f"{name}.attention.layers.{side}", linear)
+    if config["pooler"] is not None:
+        yield from _bits("pooler", config["pooler"])
+    if config["classifier"] is not None:
+        yield "classifier.weight", tuple(config["classifier"])
+
+
+def _bits(name: str, linear: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The weights of a linear layer, or of the terms of a sum of them."""
+    if "terms" in linear:
+        for index, term in enumerate(linear["terms"]):
+            yield from _bits(f"{name}.terms.{index}", term)
+    else:
+        words = -(-linear["packer"]["features"] // 32)
+        yield f"{name}.weight", (-(-linear["out_features"] // 16), words, 16)
 
 
 def _fits(got: Tensor, need: Tensor, name: str) -> bool:

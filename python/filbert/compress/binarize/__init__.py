@@ -33,7 +33,6 @@ from .quantizers import (
     ElasticBinarizer,
     SignQuantizer,
     UniformQuantizer,
-    binarize_weight,
     bool_ste,
     elastic_bits,
     elastic_sign,
@@ -42,10 +41,10 @@ from .quantizers import (
     straight_through,
     uniform,
     uniform_rows,
-    weight_parts,
 )
 from .report import BinaryReport, SizeReport
 from .student import BinarizedBert, BinarizedBertConfig, BinarizedBertOutput
+from .weights import binarize_weight, weight_parts
 
 __all__ = [
     "BITS",

@@ -18,7 +18,20 @@ from torch import Tensor, nn
 
 from ...convert import ConvertError
 from ...nn.linear_binary import SCHEMES
+from .checkpoint_checks import (
+    clean,
+    no_state_dict,
+    other_architecture,
+    other_layout,
+    own_config,
+    settings_of,
+    unfit_sizes,
+    unknown_entries,
+    unsupported,
+    unwrapped,
+)
 from .latent import LatentBert, LatentLayer, LatentLinear, Linears
+from .student import BinarizedBertConfig
 
 __all__ = ["read_checkpoint", "recognise"]
 
@@ -28,11 +41,6 @@ _FINGERPRINTS = {
     "bibert": r"\.(query|key|dense)\.(scale|act_clip_val)$|\.output\.gate$",
     "binarybert": r"\.(query|key|dense)(_[12])?\.input_clip_val$",
 }
-#: entries that no forward pass reads
-_UNREAD = (
-    r"\.(weight_clip_val|embed_clip_val|act_clip_val|scale|gate|position_ids)$"
-    r"|\.move_[qkv]\.bias$|\.clip_(query|key|value|attn)$|\.input_clip_val$|^cls\."
-)
 _ADVICE = (
     "train a student with filbert.compress.binarize (BinarizedBert.from_dense, then distil), or "
     "pass scheme= and trained=True for weights that were trained to be binary; weights of an "
@@ -49,46 +57,45 @@ def recognise(names: Any) -> str | None:
     return None
 
 
-def _clean(name: str) -> str:
-    """An entry's name without DataParallel's and the head's prefixes, and with today's endings."""
-    name = name.removeprefix("module.").removeprefix("bert.")
-    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
-    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
-
-
 class _Reader:
-    """Takes entries out of a state dict; collects what is wrong."""
+    """Takes entries out of the state dict of a model of class ``kind``; collects what is wrong."""
 
-    def __init__(self, entries: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        self.entries = {_clean(name): value for name, value in entries.items()}
-        self.options = options
+    def __init__(
+        self, entries: Mapping[str, Tensor], options: Mapping[str, Any], kind: str
+    ) -> None:
+        self.entries = {clean(name): value for name, value in entries.items()}
+        self.options, self.kind = options, kind
         self.reasons: list[str] = []
         self.used: set[str] = set()
 
     def take(self, name: str, ndim: int) -> Tensor:
-        t = self.entries.get(name)
-        self.used.add(name)
-        if not isinstance(t, Tensor):
+        t = self.maybe(name, ndim)
+        if name not in self.entries:
             self.reasons.append(f"{name}: got nothing, need a tensor of {ndim} dimensions")
-        elif t.ndim != ndim or not t.is_floating_point() or not bool(t.isfinite().all()):
-            self.reasons.append(
-                f"{name}: got {t.dtype} {tuple(t.shape)}, need {ndim} dimensions of finite floats"
-            )
+        return torch.zeros([1] * ndim) if t is None else t
+
+    def maybe(self, name: str, ndim: int | None = None) -> Tensor | None:
+        """An entry of ``ndim`` dimensions, if given; None if it is not there or unfit."""
+        self.used.add(name)
+        t = self.entries.get(name)
+        if t is None:
+            return None
+        got = f"{t.dtype} {tuple(t.shape)}"
+        if not t.is_floating_point() or (ndim is not None and t.ndim != ndim):
+            need = "floats" if ndim is None else f"floats of {ndim} dimensions"
+            self.reasons.append(f"{name}: got {got}, need {need}")
+        elif ndim is not None and (odd := int((~t.isfinite()).sum())):
+            self.reasons.append(f"{name}: got {odd} infinite or NaN values, need finite floats")
         else:
             return t.detach().float().cpu()
-        return torch.zeros([1] * ndim)
-
-    def maybe(self, name: str) -> Tensor | None:
-        t = self.entries.get(name)
-        self.used.add(name)
-        return t.detach().float().cpu() if isinstance(t, Tensor) else None
+        return None
 
     def scale(self, name: str) -> tuple[float | None, float | None]:
         """A learned scale, and a clip: entries of one element are the first, of two the second."""
         t = self.maybe(name)
         if t is None:
             return None, None
-        if t.numel() == 2:
+        if t.numel() == 2 and bool(t.isfinite().all()):
             return None, float(t.abs().max())
         value = float(t.flatten()[0]) if t.numel() == 1 else math.nan
         if not math.isfinite(value):
@@ -103,12 +110,18 @@ class _Reader:
         return self.take(f"{name}.weight", 1), self.take(f"{name}.bias", 1)
 
     def linear(self, name: str, signed: bool = True) -> Linears:
-        split = f"{name}.weight" not in self.entries and f"{name}_1.weight" in self.entries
-        return tuple(self._linear(part, signed) for part in self._names(name, split))
+        return tuple(self._linear(part, signed) for part in self._names(name))
 
-    @staticmethod
-    def _names(name: str, split: bool) -> list[str]:
-        return [f"{name}_1", f"{name}_2"] if split else [name]
+    def _names(self, name: str) -> list[str]:
+        """Of an entry's parts: itself, or its two halves."""
+        if f"{name}.weight" in self.entries or f"{name}_1.weight" not in self.entries:
+            return [name]
+        if self.options["scheme"] != "binarybert":
+            self.reasons.append(
+                f"{name}_1.weight: got a split layer, need an unsplit one; only 'binarybert' has "
+                "halves that are added"
+            )
+        return [f"{name}_1", f"{name}_2"]
 
     def _linear(self, name: str, signed: bool) -> LatentLinear:
         options = self.options
@@ -123,8 +136,8 @@ class _Reader:
         bits = 1
         if options["scheme"] == "bit":
             scale, _ = self.scale(f"{name}.input_clip_val")
-            shift = self.maybe(f"{name}.move.bias")
-            if scale is None:
+            shift = self.maybe(f"{name}.move.bias", 1)
+            if f"{name}.input_clip_val" not in self.entries:
                 self.reasons.append(f"{name}.input_clip_val: got nothing, need BiT's scale")
         elif options["scheme"] == "binarybert":
             bits = options["bits"]
@@ -134,7 +147,7 @@ class _Reader:
                 scale = clip / (2 ** (bits - 1) - 1 if signed else 2**bits - 1)
         centre, own = SCHEMES[options["scheme"]]
         granularity = options["granularity"] or own
-        bias = self.maybe(f"{name}.bias")
+        bias = self.maybe(f"{name}.bias", 1)
         for what, t, size in (("bias", bias, 0), ("move.bias", shift, 1)):
             if t is not None and t.shape != weight.shape[size : size + 1]:
                 need = weight.shape[size]
@@ -144,8 +157,7 @@ class _Reader:
         )
 
     def table(self, name: str) -> tuple[Tensor, ...]:
-        split = f"{name}.weight" not in self.entries and f"{name}_1.weight" in self.entries
-        return tuple(self.take(f"{part}.weight", 2) for part in self._names(name, split))
+        return tuple(self.take(f"{part}.weight", 2) for part in self._names(name))
 
 
 def _values_of_rows(weight: Tensor) -> int:
@@ -154,46 +166,6 @@ def _values_of_rows(weight: Tensor) -> int:
         return 0
     rows = weight[:: max(1, weight.shape[0] // 8)]
     return max((row.unique().numel() for row in rows), default=0)
-
-
-def _refusals(names: list[str], values: list[Any]) -> list[str]:
-    """Why these entries are a checkpoint that cannot be read, whatever the scheme."""
-    reasons = []
-    if any(re.search(r"encoder\.layers\.\d+\.(self_attn|linear1)\.", n) for n in names) or any(
-        not isinstance(v, Tensor) for v in values
-    ):
-        reasons.append(
-            "a Paddle layout: its binarization has a scale for each input channel, which cannot be "
-            "taken out of a sum of bits, and its attention keeps a softmax of which the sign is 1 "
-            "everywhere; need a PyTorch checkpoint"
-        )
-    if any(re.search(r"\.(lora_[qkv]|[qk]_[pm]|v_p)\.", n) for n in names):
-        reasons.append(
-            "BiPFT: it adds low-rank float terms to the scores and the context, which bits cannot "
-            "hold; need BiBERT, BiT or BinaryBERT"
-        )
-    return reasons
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    """A config as a dict, whether it is one, an object with ``to_dict``, or None."""
-    if config is None:
-        return {}
-    return dict(config if isinstance(config, Mapping) else config.to_dict())
-
-
-def _own_model(model: Any) -> dict[str, Any]:
-    """What filbert's own eager model says about itself; empty for any other."""
-    from .student import BinarizedBert
-
-    if not isinstance(model, BinarizedBert):
-        return {}
-    own = model.config
-    return {
-        "scheme": own.scheme, "ties": own.ties, "score_ties": own.score_ties, "bits": own.bits,
-        "rows": own.mode == "row", "granularity": own.granularity,
-        "unsigned_inner": own.hidden_act == "relu",
-    }  # fmt: skip
 
 
 def read_checkpoint(
@@ -210,25 +182,40 @@ def read_checkpoint(
         source: a model, or a state dict with or without ``module.`` and ``bert.`` prefixes.
         scheme: where entries do not tell; see :func:`filbert.binarize`.
         config: a dict or config object, the model's own if not given: ``num_attention_heads``
-            (a head of 64 values if missing), ``layer_norm_eps`` (1e-12), ``hidden_act``,
-            ``input_bits``, ``weight_layerwise``, ``embed_layerwise``, ``sym_quant_ffn_attn``.
-        activation_bits: of BinaryBERT, instead of the config's ``input_bits``.
+            (needed), ``layer_norm_eps`` (1e-12), ``hidden_act``, ``architectures``, ``input_bits``,
+            ``weight_layerwise``, ``embed_layerwise``, ``sym_quant_ffn_attn``. One of filbert's own
+            models, or its ``config.json``, tells everything else, the scheme too.
+        activation_bits: of BinaryBERT, where the config has no ``input_bits``.
         trained: see :func:`filbert.binarize`.
 
     Raises:
         ConvertError: with all reasons.
     """
-    entries = source.state_dict() if isinstance(source, nn.Module) else dict(source)
-    settings = _settings(getattr(source, "config", None) if config is None else config)
-    own = _own_model(source)
-    names = [_clean(name) for name in entries]
+    source = unwrapped(source)
     who = type(source).__name__ if isinstance(source, nn.Module) else "the state dict"
-    found = own.get("scheme") or recognise(names)
-    reasons = _refusals(names, list(entries.values()))
+    if reasons := no_state_dict(source):
+        raise ConvertError(f"{who} cannot be binarized", reasons, "nothing was changed")
+    entries = source.state_dict() if isinstance(source, nn.Module) else dict(source)
+    stated = settings_of(getattr(source, "config", None))
+    try:
+        settings = stated if config is None else settings_of(config)
+        own = own_config(source, config)
+    except ValueError as error:
+        raise ConvertError(f"{who} cannot be binarized", [str(error)], "see config=") from error
+    if own is not None:
+        settings = {**own.to_dict(), **settings}
+    names = [clean(name) for name in entries]
+    printed = recognise(names)
+    found = printed if own is None else own.scheme
+    reasons = other_layout(names)
+    for given in (stated, settings):
+        reasons += [r for r in other_architecture(given) if r not in reasons]
     if scheme is not None and scheme not in SCHEMES:
         reasons.append(f"scheme: got {scheme!r}, need one of {sorted(SCHEMES)}")
     if scheme is not None and found is not None and scheme != found:
         reasons.append(f"scheme: got {scheme!r}, but its entries are those of {found!r}")
+    if own is not None and printed not in (None, own.scheme):
+        reasons.append(f"config: got {own.scheme!r}, but the entries are those of {printed!r}")
     if found is None and not reasons:
         if scheme is None:
             reasons.append(
@@ -242,61 +229,89 @@ def read_checkpoint(
     if reasons:
         raise ConvertError(f"{who} cannot be binarized", reasons, f"try: {_ADVICE}")
     chosen = str(scheme or found)
-    options = _options(chosen, settings, own, activation_bits)
-    reader = _Reader(entries, options)
-    reader.reasons += _unsupported(options, settings)
+    options = _options(chosen, settings, own, printed, activation_bits)
+    reasons = unsupported(options, settings)
+    trained_bits = settings.get("input_bits") if own is None else own.bits
+    learned = own is not None or printed is not None
+    if learned and trained_bits and activation_bits not in (None, trained_bits):
+        reasons.append(
+            f"activation_bits: got {activation_bits}, but it was trained with {trained_bits}; "
+            "leave it out"
+        )
+    if reasons:  # go on with what is sound, to find all reasons
+        options["bits"] = 8 if chosen == "binarybert" else 1
+    reader = _Reader(entries, options, type(source).__name__)
+    reader.reasons += reasons
     latent = _read(reader, settings)
-    if reader.reasons:
-        raise ConvertError(f"{who} cannot be binarized", reader.reasons, "nothing was changed")
-    left = sorted(n for n in set(reader.entries) - reader.used if not re.search(_UNREAD, n))
-    if left:
-        latent.notes.append(f"{len(left)} entries are not part of the model: {', '.join(left[:4])}")
+    unknown, notes = unknown_entries(set(reader.entries) - reader.used)
+    if reader.reasons or unknown:
+        reasons = reader.reasons + unknown
+        raise ConvertError(f"{who} cannot be binarized", reasons, "nothing was changed")
+    if own is None:
+        latent.notes += _doubts(latent, settings, type(source).__name__)
+    latent.notes += notes
     return latent
 
 
 def _options(
-    scheme: str, settings: dict[str, Any], own: dict[str, Any], activation_bits: int | None
+    scheme: str,
+    settings: dict[str, Any],
+    own: BinarizedBertConfig | None,
+    printed: str | None,
+    activation_bits: int | None,
 ) -> dict[str, Any]:
-    bits = activation_bits or own.get("bits") or settings.get("input_bits")
-    bits = int(bits or (8 if scheme == "binarybert" else 1))
+    """What decides the meaning of weights; ``printed`` is the scheme of their fingerprint."""
     default = {"bibert": "gelu", "bit": "relu", "binarybert": "gelu"}[scheme]
-    # The published BiBERT has GELU whatever its config says.
-    published_gelu = scheme == "bibert" and not own
-    activation = default if published_gelu else settings.get("hidden_act") or default
-    granularity = own.get("granularity")
-    if not own and "weight_layerwise" in settings and scheme != "bibert":
-        granularity = "tensor" if settings["weight_layerwise"] else "row"
-    unsigned = own.get("unsigned_inner", scheme == "bit" or activation == "relu")
-    return {
-        "scheme": scheme, "bits": bits, "activation": activation, "granularity": granularity,
-        "unsigned_inner": bool(unsigned) and scheme != "bibert", "rows": own.get("rows", False),
-        "ties": own.get("ties", "zero"), "score_ties": own.get("score_ties", "below"),
+    activation = settings.get("hidden_act") or default
+    if own is None and printed == "bibert":
+        activation = default  # its code has GELU, whatever its config says
+    if activation == "gelu_python":
+        activation = "gelu"
+    options = {
+        "scheme": scheme, "activation": activation, "granularity": None, "rows": False,
+        "ties": "zero", "score_ties": "below",
+        "unsigned_inner": scheme != "bibert" and (scheme == "bit" or activation == "relu"),
     }  # fmt: skip
+    bits = settings.get("input_bits")
+    if own is not None:
+        bits = own.bits
+        options |= {
+            "granularity": own.granularity, "rows": own.mode == "row", "ties": own.ties,
+            "score_ties": own.score_ties,
+            "unsigned_inner": own.hidden_act == "relu" and scheme != "bibert",
+        }  # fmt: skip
+    elif "weight_layerwise" in settings and scheme != "bibert":
+        options["granularity"] = "tensor" if settings["weight_layerwise"] else "row"
+    if bits is None:
+        bits = 8 if scheme == "binarybert" else 1
+    options["bits"] = bits if activation_bits is None else activation_bits
+    return options
 
 
-def _unsupported(options: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    reasons = []
-    need = (2, 4, 8) if options["scheme"] == "binarybert" else (1,)
-    if options["bits"] not in need:
-        reasons.append(
-            f"activations: got {options['bits']} bits, {options['scheme']!r} needs one of {need}"
+def _doubts(latent: LatentBert, settings: Mapping[str, Any], kind: str) -> list[str]:
+    """How models of other code may differ from what was read."""
+    notes = []
+    told = " ".join([kind, *(settings.get("architectures") or [])])
+    if latent.classifier is not None and latent.pooler is not None and latent.head == "pooled" and (
+        not re.search("For(Sequence|Token)Classification|ForMultipleChoice", told)
+    ):  # fmt: skip
+        notes.append(
+            "the classifier is taken to be one of texts, after the pooler; one of tokens needs "
+            "config={'architectures': ['BertForTokenClassification'], ...}"
         )
-    if settings.get("weight_bits", 1) != 1:
-        reasons.append(f"weight_bits: got {settings['weight_bits']}, need 1")
-    if options["activation"] not in ("gelu", "relu"):
-        reasons.append(f"hidden_act: got {options['activation']!r}, need 'gelu' or 'relu'")
-    if options["scheme"] == "bit":
-        for name in ("sym_quant_ffn_attn", "not_quantize_attention"):
-            if settings.get(name):
-                reasons.append(f"{name}: got true, need BiT's attention of {{0, a}}")
-    return reasons
+    if latent.scheme == "binarybert" and not settings.get("sym_quant_ffn_attn"):
+        notes.append(
+            "activations are symmetric around 0; the published code has asymmetric ones, from the "
+            "least to the largest value, unless its config says sym_quant_ffn_attn"
+        )
+    return notes
 
 
 def _read(reader: _Reader, settings: dict[str, Any]) -> LatentBert:
     options, scheme = reader.options, reader.options["scheme"]
     words = reader.table("embeddings.word_embeddings")
     hidden = words[0].shape[1]
-    heads = int(settings.get("num_attention_heads") or max(1, hidden // 64))
+    heads = settings.get("num_attention_heads") or 1  # refused if it is not given
     found = {int(m[1]) for n in reader.entries if (m := re.match(r"encoder\.layer\.(\d+)\.", n))}
     if not found or found != set(range(len(found))):
         reader.reasons.append(f"encoder.layer: got {sorted(found)[:4]}, need layers from 0 on")
@@ -305,7 +320,10 @@ def _read(reader: _Reader, settings: dict[str, Any]) -> LatentBert:
     if any(name.startswith("pooler.") for name in reader.entries):
         pooler = reader.linear("pooler.dense")
     classifier, head = None, "pooled"
-    for name, kind in (("classifier", "pooled"), ("qa_outputs", "tokens")):
+    of_tokens = any("ForTokenClassification" in a for a in settings.get("architectures") or [])
+    of_tokens |= "ForTokenClassification" in reader.kind
+    kinds = (("classifier", "tokens" if of_tokens else "pooled"), ("qa_outputs", "tokens"))
+    for name, kind in kinds:
         if f"{name}.weight" in reader.entries:
             classifier, head = (
                 (reader.take(f"{name}.weight", 2), reader.take(f"{name}.bias", 1)),
@@ -323,9 +341,7 @@ def _read(reader: _Reader, settings: dict[str, Any]) -> LatentBert:
         score_ties=options["score_ties"],
     )  # fmt: skip
     if not reader.reasons:
-        _check_sizes(latent, hidden, reader.reasons)
-    if "num_attention_heads" not in settings:
-        latent.notes.append(f"no num_attention_heads given: took {heads} heads of 64")
+        reader.reasons += unfit_sizes(latent, hidden)
     if scheme == "binarybert":
         latent.notes.append("the softmax is not rounded; the attention rows say what that changes")
         if any(linear.clip is not None for linear in layers[0].query):
@@ -354,29 +370,3 @@ def _read_layer(reader: _Reader, name: str) -> LatentLayer:
         attn_norm=reader.norm(f"{name}.attention.output.LayerNorm"),
         ffn_norm=reader.norm(f"{name}.output.LayerNorm"), scales=scales, clip=clip,
     )  # fmt: skip
-
-
-def _check_sizes(latent: LatentBert, hidden: int, reasons: list[str]) -> None:
-    """Whether everything fits together, and whether there are operators for it."""
-    width = latent.layers[0].query[0].weight.shape[0]
-    dim, rest = divmod(width, latent.heads)
-    unit, most = (8, 128) if latent.bits > 1 else (32, 128)
-    if rest or dim % unit or not 0 < dim <= most:
-        reasons.append(
-            f"heads: got {latent.heads} of {width / latent.heads:g} values, need a multiple of "
-            f"{unit} up to {most} each; try num_attention_heads in config="
-        )
-    for layer in latent.layers:
-        inner = layer.up[0].weight.shape[0]
-        shapes = dict.fromkeys(("query", "key", "value"), (width, hidden))
-        shapes |= {"out": (hidden, width), "up": (inner, hidden), "down": (hidden, inner)}
-        for side, shape in shapes.items():
-            for linear in getattr(layer, side):
-                if linear.weight.shape != shape:
-                    got = tuple(linear.weight.shape)
-                    reasons.append(f"{linear.name}.weight: got {got}, need {shape}")
-        for norm in (layer.attn_norm, layer.ffn_norm):
-            if any(t.shape != (hidden,) for t in norm):
-                reasons.append(f"LayerNorm: got {tuple(norm[0].shape)}, need [{hidden}]")
-    if any(t.shape[1] != hidden for t in (latent.position, latent.token_type)):
-        reasons.append(f"embeddings: got other sizes than the words', need {hidden}")

@@ -24,10 +24,12 @@ from ...nn import (
 )
 from ...nn.binary_encoder import BinaryEmbeddings
 from ...nn.row_packer import SCALE_FLOOR, one_of
+from .checkpoint_checks import unwrapped
 from .checkpoints import read_checkpoint
-from .equality import compare
+from .equality import compare, compare_with_student
 from .latent import LatentBert, LatentLayer, Linears
 from .report import BinaryReport, size_of
+from .student import BinarizedBert
 
 __all__ = ["binarize"]
 
@@ -59,25 +61,27 @@ def binarize(
         model: a model, or a state dict.
         scheme: ``"bibert"``, ``"bit"`` or ``"binarybert"``, where the entries do not tell.
         config: of the model, a dict or an object with ``to_dict``; the model's own if not given.
-            ``num_attention_heads`` matters most, see
+            ``num_attention_heads`` is needed; one of filbert's own tells the scheme too. See
             :func:`~filbert.compress.binarize.checkpoints.read_checkpoint`.
         exact: be equal to ``torch.sign`` everywhere: slower, and no larger.
         ties: of the fast mode: what a sign makes of 0, -1 (``"below"``) or +1 (``"above"``). If not
             given, what filbert's own eager model was trained with, else ``"below"``.
         score_ties: of BiBERT's attention: whether a score of 0 is chosen (``"above"``, the paper's
             equation) or not (``"below"``, its code). As trained if not given.
-        activation_bits: 2, 4 or 8, of BinaryBERT.
+        activation_bits: 2, 4 or 8, of BinaryBERT; those it was trained with, where they are known.
         trained: that weights without any entry that says so were trained to be binary. Without it
             an ordinary BERT is refused: its signs alone compute noise.
-        check: compare with the eager model; its cost is that of a few forward passes.
+        check: compare with the eager model, and a BinarizedBert with its own forward pass; the cost
+            is that of a few forward passes.
 
     Returns:
         The packed model, with a ``report``.
 
     Raises:
         ConvertError: (a ValueError) with all reasons: an ordinary model, a checkpoint of signs that
-            lost their scales, a Paddle or BiPFT checkpoint, missing or unfit entries, scales that
-            were never calibrated, or ``exact`` with weights that are themselves ties.
+            lost their scales, a Paddle or BiPFT checkpoint, another architecture than BERT's
+            encoder, missing, unknown or unfit entries, scales that were never calibrated, or
+            ``exact`` with weights that are themselves ties.
         ValueError: an unknown ``ties`` or ``score_ties``.
     """
     one_of("ties", ties, (None, "below", "above"))
@@ -106,14 +110,25 @@ def binarize(
         latent.scheme, policy, size_of(packed, latent.fp32_bytes), (), weight_ties, zero_rows,
         latent.notes,
     )  # fmt: skip
-    if policy == "above" and latent.scheme == "bibert" and latent.activation == "gelu":
+    gelu = latent.scheme == "bibert" and latent.activation == "gelu"
+    if gelu and policy == "above" and latent.ties == "zero":
         latent.notes.append(
-            "below about -5.54 float32 GELU is -0.0, which ties 'above' make +1 in the eager model "
-            "and which stays -1 here, as its argument is"
+            "below about -5.54 float32 GELU is -0.0, a tie that stays -1 here, as its argument is, "
+            "where ties 'above' make all others +1"
         )
     if check:
         with torch.inference_mode():
-            packed.report.parts = compare(latent, packed, *_example(latent))
+            parts = list(compare(latent, packed, *_example(latent)))
+        student = unwrapped(model)
+        if isinstance(student, BinarizedBert):
+            if all(t.dtype == torch.float32 and t.is_cpu for t in student.parameters()):
+                parts.append(compare_with_student(student, packed, *_example(latent)))
+            else:
+                latent.notes.append(
+                    "not compared with the trained model's own forward pass, which needs it in "
+                    "float32 on the CPU"
+                )
+        packed.report.parts = parts
     return packed
 
 

@@ -2,7 +2,8 @@
 
 The eager side is written from the latent weights alone, in float32 and in the order in which its
 published code computes, with one difference: a product of signs is summed before it is scaled and
-not after, so that it is exact. (Scaled first, each of some hundred summands is rounded.)
+not after, so that it is exact, as in filbert's own students. (Scaled first, as in the published
+code, each of some hundred summands is rounded, and where biases are 0 that rounding decides ties.)
 
 Paper: BiBERT, arXiv 2203.06390; BiT, arXiv 2205.13016; BinaryBERT, arXiv 2012.15701.
 """
@@ -22,11 +23,15 @@ from ...nn.row_packer import SCALE_FLOOR
 from ...packed_bits import PackedBits
 from ...packing import PackedBatch
 from .latent import LatentBert, LatentLayer, LatentLinear, Linears
+from .quantizers import keep_negative
+from .student import BinarizedBert
 
-__all__ = ["EagerBert", "PartReport", "compare"]
+__all__ = ["EagerBert", "PartReport", "compare", "compare_with_student"]
 
 #: what additive masks say "hide" with
 _HIDDEN = -10000.0
+#: of the largest number: what differs by less differs by float rounding
+_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,12 @@ class EagerBert:
         return sum(rest, start=first)
 
     def activate(self, x: Tensor) -> Tensor:
-        return F.gelu(x) if self.latent.activation == "gelu" else F.relu(x)
+        if self.latent.activation != "gelu":
+            return F.relu(x)
+        y = F.gelu(x)
+        # Only filbert's own students have ties "above".
+        above = self.latent.scheme == "bibert" and self.latent.ties == "above"
+        return keep_negative(y, x) if above else y
 
     def norm(self, x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], *norm, eps=self.latent.eps)
@@ -229,6 +239,50 @@ def compare(
         parts.append(PartReport("pooler", ours.numel(), 0, 0, _largest(ours, theirs)))
     parts.append(PartReport("whole model", rows.numel(), 0, 0, _largest(rows, whole)))
     return parts
+
+
+@torch.no_grad()
+def compare_with_student(
+    student: BinarizedBert, packed: BinaryBert, ids: Tensor, mask: Tensor, types: Tensor
+) -> PartReport:
+    """The outputs of ``packed`` against the student's own forward pass, end to end.
+
+    Args:
+        student: what ``packed`` was made of; run in evaluation mode and left in the mode it is in.
+        packed: in the student's dtype and on its device.
+        ids, mask, types: ``[B, S]``.
+
+    Returns:
+        ``compared``: how many rows, of hidden states at real tokens, and of pooled outputs and
+        logits of texts whose first token is real (the student pools whatever is first).
+        ``mismatches``: how many of them differ by more than float rounding. ``difference``: the
+        largest difference of all.
+    """
+    modes = {module: module.training for module in student.modules()}
+    student.eval()
+    try:
+        theirs = student(ids, mask, types)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    ours = packed(ids, mask, types)
+    keep = mask != 0
+    first = keep[:, 0]
+    pairs = [(ours.last_hidden_state[keep], theirs.last_hidden_state[keep])]
+    for one, other in ((ours.pooler_output, theirs.pooler_output), (ours.logits, theirs.logits)):
+        if one is not None and other is not None and one.ndim == other.ndim:
+            pairs.append((one[first], other[first]))
+    compared = wrong = 0
+    largest = 0.0
+    for one, other in pairs:
+        if not one.numel():
+            continue
+        gaps = (one.double() - other.double()).abs().amax(-1)
+        compared += gaps.numel()
+        # What is NaN in one of them is no rounding.
+        wrong += int((~(gaps <= _ROUNDING * max(1.0, float(other.abs().max())))).sum())
+        largest = max(largest, float(gaps.nan_to_num(nan=math.inf).max()))
+    return PartReport("trained model", compared, 0, wrong, largest)
 
 
 def _compare_layer(

@@ -84,7 +84,6 @@ class LatentBert:
 
     Attributes:
         ties: what a sign makes of 0 in the model's own code: ``"zero"``, ``"below"``, ``"above"``.
-        rows: whether activations of a few bits have a scale of each row, in the model's own code.
         notes: how the packed model differs from the model's own code, in words.
     """
 

@@ -2,29 +2,25 @@
 
 They are eager PyTorch, for training and as the meaning that kernels are held to. Latent weights are
 float and stay float in a checkpoint; bits are made of them at every call. Parameters are *named* in
-a state dict as in the published checkpoints, so that either loads here: see :func:`publish`.
+a state dict as in the published checkpoints, so that either loads here: see
+:func:`~filbert.compress.binarize.published.publish`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .quantizers import (
-    SCHEMES,
-    ElasticBinarizer,
-    Scaled,
-    SignQuantizer,
-    UniformQuantizer,
-    binarize_weight,
-    bool_ste,
-    choose,
-)
+from .options import QuantizerOptions, no_scale, options_of
+from .products import product
+from .published import UNREAD, publish
+from .quantizers import Quantized, bool_ste, choose, keep_negative
+from .weights import binarize_weight, quantize_weight
 
 __all__ = [
     "BinarizedEmbedding",
@@ -36,102 +32,13 @@ __all__ = [
 ]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
-#: entries of published checkpoints that their own forward pass never reads, per module
-_UNREAD = ("weight_clip_val", "act_clip_val", "scale", "gate", "move_q.bias", "move_k.bias",
-           "move_v.bias")  # fmt: skip
-
-
-def publish(module: nn.Module, names: dict[str, str], unread: tuple[str, ...] = _UNREAD) -> None:
-    """Gives entries of ``module``'s state dict their published names, when saved and when loaded.
-
-    Args:
-        module: whose entries; modules above it need nothing.
-        names: our name -> the published one, both relative to ``module``.
-        unread: published entries that mean nothing and are dropped when loaded.
-    """
-
-    def saved(_: nn.Module, state: dict[str, Tensor], prefix: str, __: Any) -> None:
-        for ours, theirs in names.items():
-            if prefix + ours in state:
-                state[prefix + theirs] = state.pop(prefix + ours)
-
-    def loading(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
-        for name in unread:
-            state.pop(prefix + name, None)
-        for ours, theirs in names.items():
-            if prefix + theirs in state:
-                value = state.pop(prefix + theirs)
-                # A scale is saved as [1] by some versions of the published code.
-                scalar = ours.endswith("scale") and value.numel() == 1
-                state[prefix + ours] = value.reshape(()) if scalar else value
-
-    module.register_state_dict_post_hook(saved)
-    module.register_load_state_dict_pre_hook(loading)
-
-
-class QuantizerOptions(NamedTuple):
-    """What decides how a module quantizes.
-
-    Attributes:
-        scheme: ``"bibert"``, ``"bit"`` or ``"binarybert"``.
-        ties: what a sign makes of 0, ``"zero"`` (``torch.sign``, the papers' reference),
-            ``"below"`` or ``"above"``, in weights and activations. Only the last two fit in a bit:
-            a packed model equals its eager one bit for bit where both use the same of these.
-        score_ties: of BiBERT's ``bool(score)``: ``"below"`` (strictly above 0, as published) or
-            ``"above"``. At 64 values a head, one score in ten is a tie.
-        bits: of an activation; 1, or 2, 4 or 8 with ``"binarybert"``.
-        mode: of ``bits > 1``, ``"static"`` or ``"row"``, see
-            :class:`~filbert.compress.binarize.UniformQuantizer`.
-        granularity: of a weight's scale, ``"row"`` or ``"tensor"``; None is the scheme's own.
-    """
-
-    scheme: str = "bibert"
-    ties: str = "zero"
-    score_ties: str = "below"
-    bits: int = 1
-    mode: str = "static"
-    granularity: str | None = None
-
-    def quantizer(
-        self, channels: int | None, unsigned: bool = False, **factory: Any
-    ) -> SignQuantizer | ElasticBinarizer | UniformQuantizer:
-        """A new quantizer of activations.
-
-        Args:
-            channels: of the learned shift that BiT has, or None for none.
-            unsigned: for inputs that are never negative.
-            factory: ``device`` and ``dtype``.
-        """
-        if self.scheme == "bibert":
-            return SignQuantizer(self.ties)
-        if self.scheme == "bit":
-            form = "bits" if unsigned else "sign"
-            return ElasticBinarizer(channels, form, self.ties, **factory)
-        return UniformQuantizer(self.bits, not unsigned, self.mode, **factory)
-
-
-def _no_scale(quantizer: nn.Module, *names: str) -> tuple[str, ...]:
-    """``names`` if ``quantizer`` learns no scale that such entries could be."""
-    return () if isinstance(quantizer, Scaled) and quantizer.learned else names
-
-
-def _options(options: QuantizerOptions | None, scheme: str) -> QuantizerOptions:
-    choose("scheme", scheme, SCHEMES)
-    if options is None:
-        return QuantizerOptions(scheme, bits=8 if scheme == "binarybert" else 1)
-    if options.scheme != scheme:
-        raise ValueError(
-            f"options: got {options.scheme!r} for a {scheme!r} module, need one scheme; try "
-            f"options._replace(scheme={scheme!r})"
-        )
-    allowed = (2, 4, 8) if scheme == "binarybert" else (1,)
-    choose(f"bits of an activation with {scheme!r}", options.bits, allowed)
-    choose("score_ties", options.score_ties, ("below", "above"))
-    return options
 
 
 class BinarizedLinear(nn.Linear):
     """``quantizer(x) @ (alpha * signs).T + bias``, with a latent float weight.
+
+    Integers are summed before they are scaled, see
+    :func:`~filbert.compress.binarize.products.product`.
 
     Args:
         in_features, out_features, bias, device, dtype: as of ``nn.Linear``.
@@ -156,20 +63,26 @@ class BinarizedLinear(nn.Linear):
         options: QuantizerOptions | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.options = _options(options, scheme)
+        self.options = options_of(options, scheme)
         self.quantizer = self.options.quantizer(in_features, unsigned, device=device, dtype=dtype)
         names = {"quantizer.scale": "input_clip_val", "quantizer.move": "move.bias"}
-        publish(self, names, _UNREAD + _no_scale(self.quantizer, "input_clip_val"))
+        publish(self, names, UNREAD + no_scale(self.quantizer, "input_clip_val"))
 
     def binary_weight(self) -> Tensor:
         """``alpha * signs`` ``[out, in]``, with the scheme's gradient."""
+        return self._quantized_weight().value
+
+    def _quantized_weight(self) -> Quantized:
         options = self.options
-        return binarize_weight(self.weight, options.scheme, options.granularity, options.ties)
+        return quantize_weight(self.weight, options.scheme, options.granularity, options.ties)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """``x`` is ``[..., in]``; ``keep`` boolean ``[...]`` names the rows that count when a scale
         is calibrated, and changes nothing else."""
-        return F.linear(self.quantizer(x, keep), self.binary_weight(), self.bias)
+        value, signs, alpha, _ = self._quantized_weight()
+        weight = Quantized(value.mT, signs.mT, alpha.mT if alpha.ndim else alpha)
+        y = product(self.quantizer.quantize(x, keep), weight)
+        return y if self.bias is None else y + self.bias
 
 
 class BinarizedEmbedding(nn.Embedding):
@@ -194,7 +107,7 @@ class BinarizedEmbedding(nn.Embedding):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
-        self.options = _options(options, scheme)
+        self.options = options_of(options, scheme)
         publish(self, {}, ("embed_clip_val", "weight_clip_val"))
 
     def forward(self, input: Tensor) -> Tensor:
@@ -242,7 +155,7 @@ class BinarizedSelfAttention(nn.Module):
                 f"hidden_size: got {hidden_size} for {heads} heads, need a multiple; try "
                 "heads of 64 values"
             )
-        self.options = _options(options, scheme)
+        self.options = options_of(options, scheme)
         self.heads = heads
         factory = {"device": device, "dtype": dtype}
         for name in ("query", "key", "value"):
@@ -256,11 +169,18 @@ class BinarizedSelfAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         names = {f"{n}_quantizer.scale": f"clip_{n}" for n in ("query", "key", "value")}
         names["weight_quantizer.scale"] = "clip_attn"
-        publish(self, names, _UNREAD + _no_scale(self.options.quantizer(None), *names.values()))
+        publish(self, names, UNREAD + no_scale(self.options.quantizer(None), *names.values()))
 
     def _split(self, x: Tensor) -> Tensor:
         """``[B, S, hidden]`` -> ``[B, heads, S, d]``."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _quantized(self, name: str, x: Tensor, keep: Tensor | None) -> Quantized:
+        """``[B, heads, S, d]`` of what a projection returns, ``[B, S, hidden]``."""
+        quantizer = getattr(self, f"{name}_quantizer")
+        one = quantizer.quantize(x.unflatten(-1, (self.heads, -1)), keep)
+        worth = one.worth.transpose(1, 2) if one.worth.ndim else one.worth
+        return Quantized(one.value.transpose(1, 2), one.codes.transpose(1, 2), worth, one.wide)
 
     def forward(
         self, x: Tensor, keep: Tensor | None = None
@@ -277,13 +197,14 @@ class BinarizedSelfAttention(nn.Module):
         """
         raw = [getattr(self, name)(x, keep) for name in ("query", "key", "value")]
         q, k, v = (
-            self._split(getattr(self, f"{name}_quantizer")(one, keep))
+            self._quantized(name, one, keep)
             for name, one in zip(("query", "key", "value"), raw, strict=True)
         )
-        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # [B, heads, S, S]
+        scores = _matmul(q, _transposed(k)) / math.sqrt(q.value.shape[-1])  # [B, heads, S, S]
         masked = None if keep is None else ~keep[:, None, None, :]
         if self.options.scheme == "bibert":
-            chosen = bool_ste(self.dropout(scores), self.options.score_ties)
+            value = bool_ste(self.dropout(scores), self.options.score_ties)
+            chosen = Quantized(value, value.detach(), value.new_ones(()))
         else:
             if masked is not None:
                 scores = scores.masked_fill(masked, torch.finfo(scores.dtype).min)
@@ -291,11 +212,21 @@ class BinarizedSelfAttention(nn.Module):
             real = None
             if keep is not None:
                 real = (keep[:, None, :, None] & keep[:, None, None, :]).expand_as(weights)
-            chosen = self.weight_quantizer(weights, real)
+            chosen = self.weight_quantizer.quantize(weights, real)
         if masked is not None:
-            chosen = chosen.masked_fill(masked, 0)
-        context = (chosen @ v).transpose(1, 2).flatten(2)
+            value, codes = (t.masked_fill(masked, 0) for t in (chosen.value, chosen.codes))
+            chosen = chosen._replace(value=value, codes=codes)
+        context = _matmul(chosen, v).transpose(1, 2).flatten(2)
         return context, (self._split(raw[0]), self._split(raw[1]), self._split(raw[2]))
+
+
+def _matmul(a: Quantized, b: Quantized) -> Tensor:
+    """Signs are summed before they are scaled; several bits are multiplied as numbers."""
+    return a.value @ b.value if a.wide else product(a, b)
+
+
+def _transposed(x: Quantized) -> Quantized:
+    return x._replace(value=x.value.mT, codes=x.codes.mT)
 
 
 class _Residual(nn.Module):
@@ -320,7 +251,8 @@ class _Residual(nn.Module):
 class BinarizedLayer(nn.Module):
     """One layer of a BERT encoder, its four projections and attention binarized.
 
-    BiBERT's feed-forward network takes the sign of a GELU, BiT's binarizes a ReLU to {0, a}.
+    BiBERT's feed-forward network takes the sign of a GELU, BiT's binarizes a ReLU to {0, a}. With
+    ties ``"above"`` a GELU that has underflowed to -0.0 counts as negative.
 
     Args:
         hidden_size, heads, intermediate_size: sizes.
@@ -352,6 +284,7 @@ class BinarizedLayer(nn.Module):
         factory = {"device": device, "dtype": dtype}
         scheme = options.scheme
         self.activation = activation
+        self.keeps_negative = (activation, scheme, options.ties) == ("gelu", "bibert", "above")
         # The published names: attention.self, attention.output, intermediate.dense, output.
         attention = BinarizedSelfAttention(
             hidden_size, heads, scheme=scheme, options=options, dropout=attention_dropout, **factory
@@ -372,7 +305,10 @@ class BinarizedLayer(nn.Module):
         """As :meth:`BinarizedSelfAttention.forward`, for the whole layer."""
         context, qkv = self.attention["self"](x, keep)
         x = self.attention["output"](context, x, keep)
-        between = ACTIVATIONS[self.activation](self.intermediate["dense"](x, keep))
+        inner = self.intermediate["dense"](x, keep)
+        between = ACTIVATIONS[self.activation](inner)
+        if self.keeps_negative:
+            between = keep_negative(between, inner)
         return self.output(between, x, keep), qkv
 
 

@@ -13,15 +13,15 @@ In the forward pass a straight-through result is the quantized value itself. The
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "BITS", "SCALE_FLOOR", "SCHEMES", "TIES", "ElasticBinarizer", "SignQuantizer",
-    "UniformQuantizer", "binarize_weight", "bool_ste", "elastic_bits", "elastic_sign", "sign",
-    "sign_ste", "straight_through", "uniform", "uniform_rows", "weight_parts",
+    "BITS", "SCALE_FLOOR", "SCHEMES", "TIES", "ElasticBinarizer", "Quantized", "SignQuantizer",
+    "UniformQuantizer", "bool_ste", "elastic_bits", "elastic_sign", "sign", "sign_ste",
+    "straight_through", "uniform", "uniform_rows",
 ]  # fmt: skip
 
 SCHEMES = ("bibert", "bit", "binarybert")
@@ -38,6 +38,22 @@ def choose(what: str, got: object, allowed: tuple[Any, ...]) -> None:
     if got not in allowed:
         need = ", ".join(map(repr, allowed))
         raise ValueError(f"{what}: got {got!r}, need one of {need}; try {allowed[0]!r}")
+
+
+class Quantized(NamedTuple):
+    """A quantized tensor, as a number and as an integer.
+
+    Attributes:
+        value: ``worth * codes``; gradients go through it.
+        codes: whole numbers in the dtype of ``value``, without a gradient.
+        worth: what 1 is worth, of a shape that broadcasts; without a gradient.
+        wide: whether codes have several bits, whose ``worth`` a product is multiplied by last.
+    """
+
+    value: Tensor
+    codes: Tensor
+    worth: Tensor
+    wide: bool = False
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -87,6 +103,13 @@ def sign_ste(x: Tensor, ties: str = "zero") -> Tensor:
     return straight_through(x, sign(x, ties), x.detach().abs() <= 1)
 
 
+def keep_negative(x: Tensor, source: Tensor) -> Tensor:
+    """``x``, a GELU of ``source``, with its gradient, and negative wherever ``source`` is: below
+    about -5.54 float32 GELU is -0.0, of which ties ``"above"`` would make +1."""
+    lost = (x.detach() == 0) & (source.detach() < 0)
+    return straight_through(x, x.detach().masked_fill(lost, -torch.finfo(x.dtype).tiny))
+
+
 def bool_ste(x: Tensor, ties: str = "below") -> Tensor:
     """BiBERT's ``bool``: 1 where ``x > 0``, else 0 (NaN too), in the dtype of ``x``. Its gradient
     is 1 where ``|x| <= 1``. With ``ties="below"`` 0 becomes 0, as the published model computes,
@@ -94,77 +117,6 @@ def bool_ste(x: Tensor, ties: str = "below") -> Tensor:
     choose("ties of bool", ties, ("below", "above"))
     kept = x.detach() > 0 if ties == "below" else x.detach() >= 0
     return straight_through(x, kept.to(x.dtype), x.detach().abs() <= 1)
-
-
-def weight_parts(
-    weight: Tensor,
-    scheme: str,
-    granularity: str | None = None,
-    ties: str = "zero",
-    table: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The scale and the signs a weight is replaced by, ``W ~ alpha * signs``.
-
-    ========== =============== =============================
-    scheme     alpha           signs
-    ========== =============== =============================
-    bibert     mean|W| of row  sign(W - mean of the row)
-    bit        mean|W| of all  sign(W - mean of all)
-    binarybert mean|W| of row  sign(W)
-    ========== =============== =============================
-
-    alpha is taken over the raw weight, not the centred one. A row of zeros has alpha 0, and so is 0
-    with any ``ties``. A constant row equals its mean and is all ties: 0 in the papers' reference.
-    NaN in a weight makes alpha NaN.
-
-    Args:
-        weight: ``[N, K]`` (or any ``[..., K]`` of rows), floating point.
-        scheme: one of :data:`SCHEMES`.
-        granularity: of alpha, ``"row"`` or ``"tensor"``; the scheme's own if not given.
-        ties: see :func:`sign`.
-        table: the tensor that whole-tensor statistics are of, where ``weight`` is rows gathered
-            from it.
-
-    Returns:
-        alpha ``[N, 1]`` (``[]`` for a tensor) and signs ``[N, K]``, both in the weight's dtype.
-
-    Raises:
-        ValueError: an unknown scheme, granularity or ties.
-    """
-    choose("scheme", scheme, SCHEMES)
-    granularity = granularity or ("tensor" if scheme == "bit" else "row")
-    choose("granularity", granularity, ("row", "tensor"))
-    weight = weight.detach()
-    whole = weight if table is None else table.detach()
-    by_row = granularity == "row"
-    alpha = weight.abs().mean(-1, keepdim=True) if by_row else whole.abs().mean()
-    return alpha, sign(_centred(weight, scheme, whole), ties)
-
-
-def _centred(weight: Tensor, scheme: str, whole: Tensor) -> Tensor:
-    if scheme == "bibert":
-        return weight - weight.mean(-1, keepdim=True)
-    return weight - whole.mean() if scheme == "bit" else weight
-
-
-def binarize_weight(
-    weight: Tensor,
-    scheme: str,
-    granularity: str | None = None,
-    ties: str = "zero",
-    table: Tensor | None = None,
-) -> Tensor:
-    """``alpha * signs`` of :func:`weight_parts`, with the gradient that the scheme trains with.
-
-    BiBERT passes the gradient to the centred weight where that lies in [-1, 1], and through the
-    centring, so a row's gradient sums to zero; BiT and BinaryBERT pass it unchanged. No scheme
-    multiplies it by alpha, and none passes any through alpha.
-    """
-    alpha, signs = weight_parts(weight, scheme, granularity, ties, table)
-    if scheme != "bibert":
-        return straight_through(weight, alpha * signs)
-    centred = _centred(weight, scheme, weight)
-    return straight_through(centred, alpha * signs, centred.detach().abs() <= 1)
 
 
 class _Stepped(torch.autograd.Function):
@@ -201,9 +153,14 @@ def elastic_sign(x: Tensor, scale: Tensor, ties: str = "zero") -> Tensor:
         scale: ``a``, ``[]`` or ``[1]``; values under :data:`SCALE_FLOOR` count as it.
         ties: see :func:`sign`, for NaN too.
     """
+    return _elastic_sign(x, scale, ties).value
+
+
+def _elastic_sign(x: Tensor, scale: Tensor, ties: str) -> Quantized:
     step = _step(scale)
     signs = sign(x, ties)
-    return _Stepped.apply(x, scale, step * signs, x.detach().abs() <= step, signs)
+    value = _Stepped.apply(x, scale, step * signs, x.detach().abs() <= step, signs)
+    return Quantized(value, signs, step)
 
 
 def elastic_bits(x: Tensor, scale: Tensor) -> Tensor:
@@ -217,11 +174,16 @@ def elastic_bits(x: Tensor, scale: Tensor) -> Tensor:
         x: floating point, any shape, after the learned shift.
         scale: ``a``, ``[]`` or ``[1]``; values under :data:`SCALE_FLOOR` count as it.
     """
+    return _elastic_bits(x, scale).value
+
+
+def _elastic_bits(x: Tensor, scale: Tensor) -> Quantized:
     step = _step(scale)
     level = x.detach() / step
     bits = (level > 0.5).to(x.dtype)
     inside = (level >= 0) & (level < 1)
-    return _Stepped.apply(x, scale, step * bits, inside, torch.where(inside, bits - level, bits))
+    by_scale = torch.where(inside, bits - level, bits)
+    return Quantized(_Stepped.apply(x, scale, step * bits, inside, by_scale), bits, step)
 
 
 def _levels(bits: int, signed: bool) -> tuple[int, int]:
@@ -245,26 +207,36 @@ def uniform(x: Tensor, scale: Tensor, bits: int, signed: bool = True) -> Tensor:
     Raises:
         ValueError: another number of bits.
     """
+    return _uniform(x, scale, bits, signed).value
+
+
+def _uniform(x: Tensor, scale: Tensor, bits: int, signed: bool) -> Quantized:
     low, high = _levels(bits, signed)
     step = _step(scale)
     level = x.detach() / step
     rounded = level.round().clamp(low, high)
     inside = (level >= low) & (level <= high)
     by_scale = torch.where(inside, rounded - level, rounded)
-    return _Stepped.apply(x, scale, step * rounded, inside, by_scale)
+    value = _Stepped.apply(x, scale, step * rounded, inside, by_scale)
+    return Quantized(value, rounded, step, True)
 
 
 def uniform_rows(x: Tensor, bits: int, signed: bool = True) -> Tensor:
     """:func:`uniform` with a step of its own for each row ``[..., K]``: its largest ``|x|`` becomes
     the largest level. A row of zeros stays zero, a row with NaN becomes NaN. The gradient passes
     unchanged; not ``signed``, negative values become 0 and pass none."""
+    return _uniform_rows(x, bits, signed).value
+
+
+def _uniform_rows(x: Tensor, bits: int, signed: bool) -> Quantized:
     _, high = _levels(bits, signed)
     source = x.detach()
     top = source.abs() if signed else source.clamp(min=0)
     step = top.amax(-1, keepdim=True) / high
     step = torch.where(step == 0, 1.0, step)
     rounded = (source / step).round().clamp(-high if signed else 0, high)
-    return straight_through(x, step * rounded, None if signed else source >= 0)
+    value = straight_through(x, step * rounded, None if signed else source >= 0)
+    return Quantized(value, rounded, step, True)
 
 
 class SignQuantizer(nn.Module):
@@ -275,8 +247,13 @@ class SignQuantizer(nn.Module):
         choose("ties", ties, TIES)
         self.ties = ties
 
+    def quantize(self, x: Tensor, keep: Tensor | None = None) -> Quantized:
+        """:meth:`forward` in parts; 1 is worth 1."""
+        value = sign_ste(x, self.ties)
+        return Quantized(value, value.detach(), x.new_ones(()))
+
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        return sign_ste(x, self.ties)
+        return self.quantize(x, keep).value
 
 
 class Scaled(nn.Module):
@@ -364,12 +341,16 @@ class ElasticBinarizer(Scaled):
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """``x`` is ``[..., channels]``; ``keep`` boolean ``[...]``, what counts in calibration."""
+        return self.quantize(x, keep).value
+
+    def quantize(self, x: Tensor, keep: Tensor | None = None) -> Quantized:
+        """:meth:`forward` in parts; 1 is worth ``a``."""
         if self.move is not None:
             x = x + self.move
         self.ready(x, keep)
         if self.form == "bits":
-            return elastic_bits(x, self.scale)
-        return elastic_sign(x, self.scale, self.ties)
+            return _elastic_bits(x, self.scale)
+        return _elastic_sign(x, self.scale, self.ties)
 
 
 class UniformQuantizer(Scaled):
@@ -398,7 +379,11 @@ class UniformQuantizer(Scaled):
         return (2 if self.signed else 4) * x.abs().mean() / math.sqrt(self.high)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        return self.quantize(x, keep).value
+
+    def quantize(self, x: Tensor, keep: Tensor | None = None) -> Quantized:
+        """:meth:`forward` in parts; 1 is worth a step."""
         if not self.learned:
-            return uniform_rows(x, self.bits, self.signed)
+            return _uniform_rows(x, self.bits, self.signed)
         self.ready(x, keep)
-        return uniform(x, self.scale, self.bits, self.signed)
+        return _uniform(x, self.scale, self.bits, self.signed)

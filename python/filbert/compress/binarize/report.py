@@ -22,6 +22,8 @@ _KINDS = (
     (r"bias$", "biases"),
     (r"", "thresholds and scales of activations"),
 )
+#: parts in which differences of the layers add up
+_END_TO_END = ("whole model", "trained model")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ class BinaryReport:
     Attributes:
         scheme: ``"bibert"``, ``"bit"`` or ``"binarybert"``.
         ties: what a sign makes of 0: ``"below"``, ``"above"`` or ``"exact"``.
-        parts: what was compared with the eager model; empty with ``check=False``.
+        parts: what was compared with the eager model, at last (``trained model``) rows of a
+            :class:`~filbert.compress.binarize.BinarizedBert`'s own outputs; empty with
+            ``check=False``.
         weight_ties: weights at their mean, whose sign is 0 in the eager model and ±1 here.
         zero_rows: rows of weights whose scale is 0.
         size: see :class:`SizeReport`.
@@ -89,8 +93,9 @@ class BinaryReport:
 
     @property
     def mismatches(self) -> int:
-        """Bits and codes that differ from the eager model's, over all parts."""
-        return sum(part.mismatches for part in self.parts)
+        """Bits and codes that differ from the eager model's, over all parts; not the rows of the
+        ``trained model``, which runs from end to end."""
+        return sum(part.mismatches for part in self.parts if part.part not in _END_TO_END)
 
     @property
     def ties_met(self) -> int:
@@ -100,7 +105,7 @@ class BinaryReport:
     @property
     def difference(self) -> float:
         """The largest difference of floats between parts on equal inputs."""
-        parts = [p.difference for p in self.parts if p.part != "whole model"]
+        parts = [p.difference for p in self.parts if p.part not in _END_TO_END]
         return max((d for d in parts if d is not None), default=0.0)
 
     def __str__(self) -> str:

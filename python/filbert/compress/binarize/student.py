@@ -284,6 +284,7 @@ class BinarizedBert(nn.Module):
                 f"dense: got model_type {kind!r} with {positions} positions, need a BERT encoder "
                 "with absolute positions; try transformers.BertModel"
             )
+        cls._check_head(dense, weights)
         weights = {
             name if name.startswith(("bert.", "classifier.")) else f"bert.{name}": value.detach()
             for name, value in weights.items()
@@ -307,6 +308,20 @@ class BinarizedBert(nn.Module):
         student = cls(BinarizedBertConfig(**values))
         student._take(weights, kept)
         return student
+
+    @staticmethod
+    def _check_head(dense: Any, weights: Mapping[str, Tensor]) -> None:
+        """Refuses heads that a student does not have."""
+        name = type(dense).__name__
+        known = ("embeddings.", "encoder.", "pooler.", "classifier.")
+        odd = [key for key in weights if not key.removeprefix("bert.").startswith(known)]
+        other = name.startswith("BertFor") and name != "BertForSequenceClassification"
+        if odd or other:
+            raise ValueError(
+                f"dense: got {name} with {', '.join(odd[:3]) or 'its head'}, need a BertModel or "
+                "BertForSequenceClassification, whose heads a student has; try its encoder, "
+                "from_dense(model.bert)"
+            )
 
     @torch.no_grad()
     def _take(self, weights: Mapping[str, Tensor], kept: Sequence[int]) -> None:
