@@ -193,11 +193,17 @@ def example() -> ModuleType:
     return module
 
 
-def test_example_trains(example: ModuleType) -> None:
+def test_example_trains_and_converts(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trained = example.train(steps=4, batch_size=8, max_length=16, limit=48, quiet=True)
     assert trained.loss[1] < 0.9 * trained.loss[0]
     assert trained.cosine[1] > trained.cosine[0]
     assert len(trained.history) == 4
+    difference = example.convert_and_compare(trained, tmp_path)
+    assert difference < 1e-4
+    assert (tmp_path / "binary.safetensors").stat().st_size < 4e6
+    assert "whole model" in capsys.readouterr().out
 
 
 def test_example_says_what_it_takes(
