@@ -18,7 +18,8 @@ from .thresholds import threshold_of
 
 __all__ = ["RowPacker"]
 
-#: learned scales count as at least this much, as in BiT
+#: learned scales count as at least this much, as in BiT, so that none divides by zero or turns a
+#: sign round
 SCALE_FLOOR = 1e-5
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .quantizers import choose
+from .quantizers import one_of
 from .student import BinarizedBert, BinarizedBertOutput
 
 __all__ = [
@@ -208,7 +208,7 @@ def distillation_loss(
         ValueError: layers that do not divide, shapes that do not fit, or an unknown hidden_form.
     """
     weights = weights or DistillationWeights()
-    choose("hidden_form", weights.hidden_form, ("norm", "mse"))
+    one_of("hidden_form", weights.hidden_form, ("norm", "mse"))
     ours, theirs = len(student.queries), len(teacher.queries)
     ratio = theirs // max(ours, 1)
     if ours == 0 or theirs != ours * ratio:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from .options import QuantizerOptions, no_scale, options_of
 from .products import product
 from .published import UNREAD, publish
-from .quantizers import Quantized, bool_ste, choose, keep_negative
+from .quantizers import Quantized, bool_ste, keep_negative, one_of
 from .weights import binarize_weight, quantize_weight
 
 __all__ = [
@@ -280,7 +280,7 @@ class BinarizedLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        choose("activation", activation, tuple(ACTIVATIONS))
+        one_of("activation", activation, tuple(ACTIVATIONS))
         factory = {"device": device, "dtype": dtype}
         scheme = options.scheme
         self.activation = activation

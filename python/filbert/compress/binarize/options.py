@@ -12,7 +12,7 @@ from .quantizers import (
     Scaled,
     SignQuantizer,
     UniformQuantizer,
-    choose,
+    one_of,
 )
 
 __all__ = ["QuantizerOptions", "no_scale", "options_of"]
@@ -72,7 +72,7 @@ def options_of(options: QuantizerOptions | None, scheme: str) -> QuantizerOption
     Raises:
         ValueError: an unknown scheme, or options that contradict it.
     """
-    choose("scheme", scheme, SCHEMES)
+    one_of("scheme", scheme, SCHEMES)
     if options is None:
         return QuantizerOptions(scheme, bits=8 if scheme == "binarybert" else 1)
     if options.scheme != scheme:
@@ -81,6 +81,6 @@ def options_of(options: QuantizerOptions | None, scheme: str) -> QuantizerOption
             f"options._replace(scheme={scheme!r})"
         )
     allowed = (2, 4, 8) if scheme == "binarybert" else (1,)
-    choose(f"bits of an activation with {scheme!r}", options.bits, allowed)
-    choose("score_ties", options.score_ties, ("below", "above"))
+    one_of(f"bits of an activation with {scheme!r}", options.bits, allowed)
+    one_of("score_ties", options.score_ties, ("below", "above"))
     return options

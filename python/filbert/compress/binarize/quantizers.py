@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...nn.row_packer import SCALE_FLOOR, one_of
+
 __all__ = [
     "BITS", "SCALE_FLOOR", "SCHEMES", "TIES", "ElasticBinarizer", "Quantized", "SignQuantizer",
     "UniformQuantizer", "bool_ste", "elastic_bits", "elastic_sign", "sign", "sign_ste",
@@ -29,15 +31,6 @@ SCHEMES = ("bibert", "bit", "binarybert")
 TIES = ("below", "above", "zero")
 #: widths of :class:`UniformQuantizer`
 BITS = (2, 4, 8)
-#: learned scales count as at least this much, so that none divides by zero or turns a sign round
-SCALE_FLOOR = 1e-5
-
-
-def choose(what: str, got: object, allowed: tuple[Any, ...]) -> None:
-    """Raises a ValueError unless ``got`` is one of ``allowed``."""
-    if got not in allowed:
-        need = ", ".join(map(repr, allowed))
-        raise ValueError(f"{what}: got {got!r}, need one of {need}; try {allowed[0]!r}")
 
 
 class Quantized(NamedTuple):
@@ -91,7 +84,7 @@ def sign(x: Tensor, ties: str = "zero") -> Tensor:
     Raises:
         ValueError: an unknown ``ties``.
     """
-    choose("ties", ties, TIES)
+    one_of("ties", ties, TIES)
     x = x.detach()
     if ties == "zero":
         return torch.sign(x)
@@ -114,7 +107,7 @@ def bool_ste(x: Tensor, ties: str = "below") -> Tensor:
     """BiBERT's ``bool``: 1 where ``x > 0``, else 0 (NaN too), in the dtype of ``x``. Its gradient
     is 1 where ``|x| <= 1``. With ``ties="below"`` 0 becomes 0, as the published model computes,
     with ``"above"`` it becomes 1, as the paper's equation has it."""
-    choose("ties of bool", ties, ("below", "above"))
+    one_of("ties of bool", ties, ("below", "above"))
     kept = x.detach() > 0 if ties == "below" else x.detach() >= 0
     return straight_through(x, kept.to(x.dtype), x.detach().abs() <= 1)
 
@@ -187,7 +180,7 @@ def _elastic_bits(x: Tensor, scale: Tensor) -> Quantized:
 
 
 def _levels(bits: int, signed: bool) -> tuple[int, int]:
-    choose("bits", bits, BITS)
+    one_of("bits", bits, BITS)
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
 
 
@@ -244,7 +237,7 @@ class SignQuantizer(nn.Module):
 
     def __init__(self, ties: str = "zero") -> None:
         super().__init__()
-        choose("ties", ties, TIES)
+        one_of("ties", ties, TIES)
         self.ties = ties
 
     def quantize(self, x: Tensor, keep: Tensor | None = None) -> Quantized:
@@ -329,8 +322,8 @@ class ElasticBinarizer(Scaled):
         self, channels: int | None = None, form: str = "sign", ties: str = "zero", **factory: Any
     ) -> None:
         super().__init__(**factory)
-        choose("form", form, ("sign", "bits"))
-        choose("ties", ties, TIES)
+        one_of("form", form, ("sign", "bits"))
+        one_of("ties", ties, TIES)
         self.form, self.ties = form, ties
         self.move: nn.Parameter | None = None
         if channels is not None:
@@ -368,7 +361,7 @@ class UniformQuantizer(Scaled):
         self, bits: int = 8, signed: bool = True, mode: str = "static", **factory: Any
     ) -> None:
         super().__init__(**factory)
-        choose("mode", mode, ("static", "row"))
+        one_of("mode", mode, ("static", "row"))
         self.bits, self.signed, self.mode = bits, signed, mode
         self.low, self.high = _levels(bits, signed)
         self.learned = mode == "static"

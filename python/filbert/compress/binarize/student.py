@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .modules import BinarizedEmbedding, BinarizedEncoder, BinarizedLinear, QuantizerOptions
-from .quantizers import SCHEMES, Scaled, choose
+from .quantizers import SCHEMES, Scaled, one_of
 
 __all__ = ["BinarizedBert", "BinarizedBertConfig", "BinarizedBertOutput"]
 
@@ -148,7 +148,7 @@ class BinarizedBert(nn.Module):
 
     def __init__(self, config: BinarizedBertConfig) -> None:
         super().__init__()
-        choose("scheme", config.scheme, SCHEMES)
+        one_of("scheme", config.scheme, SCHEMES)
         if config.num_labels and not config.pooler:
             raise ValueError(
                 f"num_labels: got {config.num_labels} without a pooler, need one; try pooler=True"
@@ -274,7 +274,7 @@ class BinarizedBert(nn.Module):
         Raises:
             ValueError: another kind of model, or weights that are missing or of the wrong shape.
         """
-        choose("scheme", scheme, SCHEMES)
+        one_of("scheme", scheme, SCHEMES)
         source = getattr(dense, "config", dense)
         weights = dict(dense.state_dict() if state_dict is None else state_dict)
         kind = getattr(source, "model_type", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .quantizers import SCHEMES, Quantized, choose, sign, straight_through
+from .quantizers import SCHEMES, Quantized, one_of, sign, straight_through
 
 __all__ = ["binarize_weight", "quantize_weight", "weight_parts"]
 
@@ -45,9 +45,9 @@ def weight_parts(
     Raises:
         ValueError: an unknown scheme, granularity or ties.
     """
-    choose("scheme", scheme, SCHEMES)
+    one_of("scheme", scheme, SCHEMES)
     granularity = granularity or ("tensor" if scheme == "bit" else "row")
-    choose("granularity", granularity, ("row", "tensor"))
+    one_of("granularity", granularity, ("row", "tensor"))
     weight = weight.detach()
     whole = weight if table is None else table.detach()
     by_row = granularity == "row"
