@@ -5,7 +5,9 @@ On the host a graph is the same step run again on the same static buffers; on a 
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -157,6 +159,22 @@ def test_a_model_packed_anew_is_noticed(gpu):
     model.load_state_dict(model.state_dict())
     with pytest.raises(RuntimeError, match="packed anew"):
         runner(torch.ones(1, 3, dtype=torch.long))
+
+
+def test_a_weight_written_in_place_is_noticed(gpu):
+    model = converted("bert", gpu)
+    runner = runner_of(model, gpu, buckets=(16,))
+    with torch.no_grad():
+        next(swapped(model).parameters()).zero_()
+    with pytest.raises(RuntimeError, match="written in place.*load_state_dict"):
+        runner(tokens(MASKS["none"])[:1])
+
+
+@pytest.mark.parametrize("copy_of", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_runner_cannot_be_copied_or_sent(gpu, copy_of):
+    runner = runner_of(converted("bert", gpu), gpu, buckets=(16,))
+    with pytest.raises(TypeError, match=r"CUDA graphs belong to this process.*filbert\.capture"):
+        copy_of(runner)
 
 
 def test_replaced_embeddings_are_noticed(gpu):

@@ -130,7 +130,116 @@ def test_parts_of_the_original_are_not_found_by_accident():
     with pytest.raises(AttributeError, match="nonsense"):
         _ = model.encoder.nonsense
     assert model.encoder.config is model.config
-    assert not [n for n, _ in model.named_parameters() if n.startswith("encoder")]
+    assert not [m for m in model.encoder.modules() if isinstance(m, torch.nn.Linear)]
+
+
+# --- parameters of a converted encoder ---
+
+
+@pytest.mark.parametrize("widened", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_answer_for_number_shape_dtype_device_and_bytes(dtype, widened, monkeypatch):
+    if widened:
+        monkeypatch.setattr("filbert.nn.dense._bf16_gemm", lambda: False)
+    model = build("bert", dtype=dtype, hidden_size=384, intermediate_size=1536)
+    plain = copy.deepcopy(model)
+    convert(model)
+    of_plain = dict(plain.named_parameters())
+    of_ours = dict(model.named_parameters())
+    assert list(of_ours) == list(of_plain)
+    for name, p in of_ours.items():
+        want = of_plain[name]
+        assert (p.shape, p.dtype, p.device) == (want.shape, want.dtype, want.device), name
+    assert next(model.encoder.parameters()).dtype == dtype
+    assert model.num_parameters() == plain.num_parameters()
+    # What lies in memory: weights as packed, and the embeddings; the rest is less than 1 %.
+    held = sum(m.nbytes for layer in swapped(model).layers for _, m in layer.linears())
+    outside = sum(p.nbytes for n, p in of_plain.items() if not n.startswith("encoder"))
+    assert held + outside == pytest.approx(model.get_memory_footprint(), rel=0.01)
+    state = bits(plain)
+    assert_same_state(convert(copy.deepcopy(model)).state_dict(), state)
+    assert_same_state(revert(model).state_dict(), state)
+
+
+def _all_parameters(model):
+    other = build("bert")
+    randomise(other, std=0.3)
+    with torch.no_grad():
+        for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+            ours.copy_(theirs)
+
+
+def _a_weight_in_inference_mode(model):
+    with torch.inference_mode():
+        dict(model.named_parameters())["encoder.layer.1.output.dense.weight"].mul_(2)
+
+
+def _a_bias(model):
+    with torch.no_grad():
+        dict(model.named_parameters())["encoder.layer.0.attention.self.value.bias"].zero_()
+
+
+def _a_tensor_of_the_state_dict(model):
+    model.state_dict()["encoder.layer.0.intermediate.dense.weight"].mul_(2)
+
+
+WRITES = [_all_parameters, _a_weight_in_inference_mode, _a_bias, _a_tensor_of_the_state_dict]
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("backend", ["onednn", "linear"])
+def test_a_write_in_place_is_an_error_until_weights_are_loaded(write, backend, monkeypatch):
+    if backend == "linear":
+        monkeypatch.setattr("filbert.nn.dense._why_no_onednn", lambda dtype: "for this test")
+    model = convert(build("bert"))
+    state = bits(model)
+    write(model)
+    for action in (run, revert, copy.deepcopy, lambda m: m.state_dict()):
+        with pytest.raises(RuntimeError, match="written in place.*load_state_dict"):
+            action(model)
+    model.bfloat16().float()
+    model.load_state_dict({"pooler.dense.bias": state["pooler.dense.bias"]}, strict=False)
+    with pytest.raises(RuntimeError, match="written in place.*load_state_dict"):
+        run(model)
+    model.load_state_dict(state)
+    assert_exact(run(model), run(convert(build("bert"))))
+    assert_same_state(revert(model).state_dict(), state)
+
+
+def test_writes_to_other_tensors_are_nobodys_business():
+    model = convert(build("bert"))
+    state = copy.deepcopy(model.state_dict())
+    for value in state.values():
+        value.zero_()
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight.mul_(1)
+    model.load_state_dict(bits(model))
+    for p in model.parameters():
+        p.requires_grad_(False)
+    run(model)
+
+
+def test_where_weights_are_not_repacked_parameters_are_views_of_them(monkeypatch):
+    monkeypatch.setattr("filbert.nn.dense._why_no_onednn", lambda dtype: "for this test")
+    model = build("bert")
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    convert(model)
+    for name, p in model.named_parameters():
+        assert_exact(p.detach(), weights[name])
+    fused = swapped(model).layers[0].query_key_value.weight
+    key = dict(model.named_parameters())["encoder.layer.0.attention.self.key.weight"]
+    assert key.data_ptr() == fused[48:].data_ptr()
+
+
+@pytest.mark.parametrize("how", ["assign", "add_module"])
+def test_a_part_of_the_original_cannot_be_replaced(how):
+    model = convert(build("bert"))
+    layers = copy.deepcopy(revert(convert(build("bert"))).encoder.layer)
+    with pytest.raises(AttributeError, match=r"would not be used; try filbert\.revert"):
+        if how == "assign":
+            model.encoder.layer = layers
+        else:
+            model.encoder.add_module("layer", layers)
 
 
 def test_torch_compile_compiles_around_the_encoder():

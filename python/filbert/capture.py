@@ -159,7 +159,8 @@ class CapturedEncoder:
 
         Raises:
             ValueError: shapes or a ``pooling`` that do not fit.
-            RuntimeError: the model was converted, moved or loaded anew after the capture.
+            RuntimeError: the model was converted, moved, loaded anew or written in place after the
+                capture.
         """
         if pooling not in (None, "mean", "cls"):
             raise ValueError(f"pooling: got {pooling!r}, need None, 'mean' or 'cls'")
@@ -177,6 +178,7 @@ class CapturedEncoder:
                 "the model's weights were packed anew or moved since they were captured; "
                 "try filbert.capture(model, ...) again"
             )
+        self.encoder.check_unwritten()
         with torch.inference_mode():
             ids = input_ids.cpu()
             mask = torch.ones_like(ids) if attention_mask is None else attention_mask.cpu()
@@ -239,6 +241,12 @@ class CapturedEncoder:
             return embed(self.model, **moved, pooling=pooling, normalize=normalize)  # type: ignore[arg-type]
         rows, batch = embed(self.model, **moved, pooling="none")  # type: ignore[arg-type]
         return batch.unpack(rows)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "CapturedEncoder: its CUDA graphs belong to this process and these buffers, and cannot "
+            "be copied, saved or sent; try copying the model and filbert.capture(copy, ...)"
+        )
 
     def __repr__(self) -> str:
         return (

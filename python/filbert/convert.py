@@ -65,6 +65,16 @@ def convert(
     ``state_dict`` and ``save_pretrained`` give the original names and weights; casting and moving
     the model packs it again. Converting a converted model does nothing.
 
+    The encoder computes with packed copies of its weights, and ``load_state_dict`` is how new ones
+    get there. Its parameters keep their names, shapes, dtype and device, but the weights among them
+    may read as NaN. Writing one in place, or a tensor of its ``state_dict``, is an error at the next
+    call, and so is replacing a part such as ``encoder.layer``. Careful: writes through
+    ``parameter.data``, to parameters made in inference mode, and to modules that were taken out of
+    the encoder before the conversion cannot be noticed, and change nothing.
+
+    A converted model can be copied, saved and sent to other processes; the dense weights travel, and
+    each copy packs its own. ``share_memory`` shares what is not packed.
+
     Args:
         model: any module; float32 or bfloat16 weights, on a CUDA device also float16.
         config: settings; the defaults if not given.
@@ -129,6 +139,10 @@ def revert(model: Model) -> Model:
     """Puts the original encoders back, in place, with bitwise the weights they had.
 
     Does nothing to a model that is not converted. Returns ``model``.
+
+    Raises:
+        ValueError: the packed encoder itself instead of the model that holds it.
+        RuntimeError: parameters that were written in place since; the values written are gone.
     """
     from .integrations.calling import drop_capture_hooks
 
@@ -138,6 +152,8 @@ def revert(model: Model) -> Model:
             "encoder is replaced there"
         )
     swapped = {m for m in model.modules() if isinstance(m, SwappedEncoder)}
+    for encoder in swapped:
+        encoder.check_unwritten()
     for encoder in swapped:
         encoder.unpack_weights()
         encoder.original.train(encoder.training)

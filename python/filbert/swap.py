@@ -1,13 +1,14 @@
 """The module that stands where an encoder stood, and can give the encoder back.
 
 To the outside it is still the original: it is called the same way, and its ``state_dict`` has the
-original names and dense weights. Inside, the weights exist once, packed; the original modules are
-kept as a skeleton whose linear weights are empty until they are asked for.
+original names and dense weights, and its parameters answer for their number, shapes, dtype and
+device. Inside, the weights exist once, packed; the original modules are kept as a skeleton whose
+linear weights are placeholders until they are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from .config import PackedEncoderConfig
+from .nn.dense_weights import DenseWeights
 from .nn.packed_encoder import LayerParts, PackedEncoder, PackedLayer
+from .nn.placeholder import Watch, placeholder
 
 __all__ = ["EncoderReached", "SwappedEncoder", "stop_at_encoder"]
 
@@ -39,7 +42,8 @@ class SwappedEncoder(PackedEncoder):
     """A :class:`PackedEncoder` in the place of a Hugging Face encoder.
 
     Args:
-        original: the encoder; its linear weights are emptied.
+        original: the encoder; its linear weights become placeholders. Its parameters are this
+            module's too, by their original names; writing to one is an error at the next call.
         read_layers: gives the parts of every layer of an encoder, or the reasons why not. It is
             kept, because weights are packed again after a cast, a move or a load.
         convention: how the encoder is called; see
@@ -56,7 +60,8 @@ class SwappedEncoder(PackedEncoder):
     ) -> None:
         nn.Module.__init__(self)
         _keep_dynamo_out()
-        # Not registered as a submodule: nobody should find empty weights by walking the model.
+        # Not registered as a submodule: who walks the model to wrap or to quantise its layers should
+        # not find modules that are never called.
         self.__dict__["original"] = original
         self.read_layers = read_layers
         self.convention = convention
@@ -76,29 +81,64 @@ class SwappedEncoder(PackedEncoder):
         """Whether the weights are packed; if not, ``refusals`` says why."""
         return "packed_layers" in self._modules
 
-    def pack_weights(self) -> None:
-        """Packs the original's weights, layer by layer, emptying each as soon as it is packed."""
+    def pack_weights(self, written: Iterable[str] = ()) -> None:
+        """Packs the original's weights, layer by layer, letting go of each as soon as it is packed.
+
+        Args:
+            written: parameters that were written in place before, and not loaded since.
+        """
         if self.is_packed:
             return
         with torch.inference_mode(False), torch.no_grad():
             parts, self.refusals = self.read_layers(self.original)
-            if self.refusals:
-                return
-            #: the original modules whose weights are packed, by layer
-            self.linears = [layer.linears() for layer in parts]
-            self.part_names = [layer.names for layer in parts]
-            try:
-                self._build(parts, self.filbert_config.fold_bias, packed=_empty_weights)
-            except BaseException:
-                self._fill_weights()
-                self._modules.pop("packed_layers", None)
-                raise
+            if not self.refusals:
+                self._pack(parts)
+            self._show_parameters(written)
+
+    def _pack(self, parts: list[LayerParts]) -> None:
+        #: the original modules whose weights are packed, by layer
+        self.linears = [layer.linears() for layer in parts]
+        self.part_names = [layer.names for layer in parts]
+        try:
+            self._build(parts, self.filbert_config.fold_bias, packed=_hide_weights)
+        except BaseException:
+            self._fill_weights()
+            self._modules.pop("packed_layers", None)
+            raise
 
     def unpack_weights(self) -> None:
         """Puts every dense weight back into the original, bit for bit; drops the packed ones."""
         if self.is_packed:
             self._fill_weights()
             del self.packed_layers
+            self._buffers.pop(_WIDENED, None)
+
+    def _show_parameters(self, written: Iterable[str]) -> None:
+        """The original's parameters are this module's; from here on their writes are counted.
+        ``written`` are those whose written values are lost."""
+        named = dict(self.original.named_parameters())
+        self.__dict__["_parameters"] = named
+        self.__dict__["_watch"] = Watch(named.items(), before=written)
+        if self.is_packed and self.compute_dtype != self.model_dtype:
+            # Widened weights take more bytes than the parameters say. A buffer says the rest.
+            packed = sum(m.weight.numel() for linears in self.linears for m in linears)
+            more = packed * (self.compute_dtype.itemsize - self.model_dtype.itemsize)
+            like = torch.empty(0, dtype=torch.uint8, device=next(iter(named.values())).device)
+            self.register_buffer(_WIDENED, like.new_empty(1).expand(more), persistent=False)
+
+    def _written(self) -> list[str]:
+        """Parameters whose written values are lost; what is written while nothing is packed is not."""
+        return self._watch.written() if self.is_packed else self._watch.before
+
+    def check_unwritten(self) -> None:
+        """Raises RuntimeError if a parameter was written since its value was packed."""
+        if written := self._written():
+            name, more = written[0], len(written) - 1
+            raise RuntimeError(
+                f"{name!r}{f' and {more} more' if more else ''}: written in place after "
+                "filbert.convert, which packed a copy that does not change; need new values through "
+                "load_state_dict; try model.load_state_dict(...), or filbert.revert before writing"
+            )
 
     def _fill_weights(self) -> None:
         with torch.inference_mode(False), torch.no_grad():
@@ -116,8 +156,8 @@ class SwappedEncoder(PackedEncoder):
         try:
             yield self.original
         finally:
-            for linears in self.linears:
-                _empty(linears)
+            for linears, layer in zip(self.linears, self.layers, strict=True):
+                _hide(linears, layer)
 
     # --- calls ---
 
@@ -144,8 +184,9 @@ class SwappedEncoder(PackedEncoder):
         Raises:
             NotImplementedError: an argument that asks for something else, such as attentions, a
                 head mask, a cache or cross-attention.
-            RuntimeError: training mode with dropout, an input that requires a gradient, or weights
-                that were cast or moved to where filbert has no kernels.
+            RuntimeError: training mode with dropout, an input that requires a gradient, weights
+                that were cast or moved to where filbert has no kernels, or parameters that were
+                written in place.
         """
         hidden_states, attention_mask, want_states, return_dict = self.convention.read(
             hidden_states, attention_mask, args, kwargs
@@ -156,6 +197,7 @@ class SwappedEncoder(PackedEncoder):
                 + "; ".join(self.refusals)
                 + "; or filbert.revert(model)"
             )
+        self.check_unwritten()
         if stop_at_encoder.get():
             raise EncoderReached(self, hidden_states)
         self._check_inference(hidden_states)
@@ -204,11 +246,35 @@ class SwappedEncoder(PackedEncoder):
                 ) from None
             raise
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._refuse_part(name)
+        super().__setattr__(name, value)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As of any module; refuses the name of a part of the original."""
+        self._refuse_part(name)
+        super().add_module(name, module)
+
+    def _refuse_part(self, name: str) -> None:
+        """Raises where an assignment would replace a part of the original, which is never called."""
+        original = self.__dict__.get("original")
+        if original is not None and (name in original._modules or name in original._parameters):
+            raise AttributeError(
+                f"{name!r} is part of the original {type(original).__name__}, whose weights are "
+                "packed, and a new one would not be used; try filbert.revert(model) first, then "
+                "filbert.convert again"
+            )
+
     def state_dict(
         self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> Any:
-        """The original's names and dense weights, in the original's order."""
-        del keep_vars  # the parameters themselves are empty; what is given is detached
+        """The original's names and dense weights, in the original's order.
+
+        Raises:
+            RuntimeError: parameters that were written in place.
+        """
+        del keep_vars  # the parameters themselves are placeholders; what is given is detached
+        self.check_unwritten()
         with self._dense() as original:
             return original.state_dict(*args, destination=destination, prefix=prefix)
 
@@ -223,6 +289,7 @@ class SwappedEncoder(PackedEncoder):
         error_msgs: list[str],
     ) -> None:
         own = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        written = [name for name in self._written() if name not in own]
         self.unpack_weights()
         try:
             result = self.original.load_state_dict(
@@ -234,7 +301,7 @@ class SwappedEncoder(PackedEncoder):
         except RuntimeError as error:
             error_msgs.append(str(error))
         finally:
-            self.pack_weights()
+            self.pack_weights(written)  # and reads the parameters anew: assign=True replaces them
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SwappedEncoder:
         """Casts and moves the original, and packs again; does nothing where ``fn`` would not."""
@@ -244,17 +311,23 @@ class SwappedEncoder(PackedEncoder):
         ]
         if all(fn(tensor) is tensor for tensor in bare):
             return self
+        written = self._written()
         self.unpack_weights()
         self.original._apply(fn, recurse)
-        self.pack_weights()
+        self.pack_weights(written)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Dense weights travel (deepcopy, pickle, torch.save); the packed ones are made again."""
+        """Dense weights travel (deepcopy, pickle, torch.save, other processes); the packed ones are
+        made again."""
+        self.check_unwritten()
         state = self.__dict__.copy()
         modules = state["_modules"] = dict(state["_modules"])
+        state["_parameters"], state["_buffers"] = {}, {}
+        del state["_watch"]
         if modules.pop("packed_layers", None) is not None:
-            state["weights"] = [layer.dense_weights() for layer in self.layers]
+            weights = (w for layer in self.layers for w in layer.dense_weights())
+            state["weights"] = DenseWeights(weights)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -262,10 +335,10 @@ class SwappedEncoder(PackedEncoder):
         weights = state.pop("weights", None)
         super().__setstate__(state)
         if weights is not None:
-            for linears, dense in zip(self.linears, weights, strict=True):
-                for linear, weight in zip(linears, dense, strict=True):
-                    linear.weight.data = weight
-            self.pack_weights()
+            flat = (linear for linears in self.linears for linear in linears)
+            for linear, weight in zip(flat, weights, strict=True):
+                linear.weight.data = weight
+        self.pack_weights()
 
 
 def _keep_dynamo_out() -> None:
@@ -280,12 +353,19 @@ def _keep_dynamo_out() -> None:
         SwappedEncoder.forward = disabled  # type: ignore[method-assign]
 
 
-def _empty(linears: tuple[nn.Linear, ...]) -> None:
+#: the buffer whose size is what packed weights take beyond what the parameters say
+_WIDENED = "widened"
+
+
+def _hide(linears: tuple[nn.Linear, ...], layer: PackedLayer) -> None:
+    """Lets go of the dense weights of a packed layer: views of the packed ones where these are
+    dense too, else placeholders."""
     with torch.inference_mode(False), torch.no_grad():
-        for linear in linears:
-            linear.weight.data = linear.weight.new_empty(0)
+        for linear, shared in zip(linears, layer.shared_weights(), strict=True):
+            weight = linear.weight
+            hidden = placeholder(weight, (linear.out_features, linear.in_features))
+            weight.data = hidden if shared is None else shared
 
 
-def _empty_weights(parts: LayerParts, layer: PackedLayer) -> None:
-    del layer
-    _empty(parts.linears())
+def _hide_weights(parts: LayerParts, layer: PackedLayer) -> None:
+    _hide(parts.linears(), layer)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _load, ops
+from .dense_weights import DenseWeights
 
 __all__ = ["PackedLinear", "gelu_kind", "row_dtype"]
 
@@ -121,7 +122,6 @@ class PackedLinear(nn.Module):
     """
 
     bias: Tensor | None
-    weight: Tensor | None
 
     def __init__(
         self,
@@ -173,8 +173,10 @@ class PackedLinear(nn.Module):
         """Picks the backend, and lays ``dense`` ``[out, in]`` (in compute dtype) out for it."""
         self.compute_dtype = dense.dtype
         widened = dense.dtype != self.weight_dtype
-        self.packed: Tensor | None = None  # an opaque tensor: no buffer, since it has no storage
-        dense_kept: Tensor | None = dense
+        # No buffers: oneDNN's is an opaque tensor without storage, and the dense one may be shared
+        # with the parameters it came from, which are counted as such.
+        self.packed: Tensor | None = None
+        self.weight: Tensor | None = dense
         if dense.device.type != "cpu":
             reason = f"weights on {dense.device.type}, where PyTorch's library has its own layouts"
         elif dense.numel() == 0:
@@ -184,10 +186,9 @@ class PackedLinear(nn.Module):
         else:
             packed = torch.ops.mkldnn._reorder_linear_weight(dense, 1024)
             if _same_bits(packed.to_dense(), dense):
-                self.packed, dense_kept, reason = packed, None, "weight packed once"
+                self.packed, self.weight, reason = packed, None, "weight packed once"
             else:
                 reason = "oneDNN did not give the packed weight back unchanged"
-        self.register_buffer("weight", dense_kept, persistent=False)
         self.backend = "linear" if self.packed is None else "onednn-f32" if widened else "onednn"
         if widened:
             reason += f"; {self.weight_dtype} widened to {dense.dtype}, this CPU has no bf16 GEMM"
@@ -229,9 +230,15 @@ class PackedLinear(nn.Module):
     def dense_weights(self) -> list[Tensor]:
         """The weights this module was made of, each with storage of its own."""
         dense = self.dense_weight()
-        if len(self.sizes) == 1:
-            return [dense]
-        return [part.clone() for part in dense.split(self.sizes)]
+        own = len(self.sizes) == 1 and dense is not self.weight
+        return [dense] if own else [part.clone() for part in dense.split(self.sizes)]
+
+    def shared_weights(self) -> list[Tensor] | None:
+        """The weights this module was made of as views of what it computes with, or None where it
+        holds them in another layout or dtype."""
+        if self.weight is None or self.compute_dtype != self.weight_dtype:
+            return None
+        return list(self.weight.split(self.sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[T, in_features]`` to ``[T, out_features]``, both in ``compute_dtype``."""
@@ -261,14 +268,13 @@ class PackedLinear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         # oneDNN's layout belongs to this machine and this torch: only the dense weight travels.
-        dense = self._dense()
-        state["packed"] = None
-        state["_buffers"] = {**state["_buffers"], "weight": dense}
+        state["packed"], state["weight"] = None, DenseWeights([self._dense()])
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        (dense,) = state.pop("weight")
         super().__setstate__(state)
-        self._choose(cast(Tensor, self._buffers.pop("weight")))
+        self._choose(dense)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""

@@ -151,6 +151,14 @@ class PackedLayer(nn.Module):
         """The six dense weights in the order of :meth:`LayerParts.linears`, bit for bit."""
         return [weight for _, linear in self.linears() for weight in linear.dense_weights()]
 
+    def shared_weights(self) -> list[Tensor | None]:
+        """The six weights as views of the packed ones, each None where that is not possible."""
+        return [
+            weight
+            for _, linear in self.linears()
+            for weight in linear.shared_weights() or [None] * len(linear.sizes)
+        ]
+
     def forward(self, rows: Tensor, batch: PackedBatch) -> Tensor:
         """Packed rows ``[T, N]`` to ``[T, N]``, in ``compute_dtype``."""
         heads = (self.num_heads, self.head_dim)
