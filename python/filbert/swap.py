@@ -223,9 +223,10 @@ class SwappedEncoder(PackedEncoder):
             output = batch.unpack(self.forward_packed(rows, batch).to(dtype))
             return self.convention.give(output, None, return_dict)
         states = [hidden_states]
+        rows = self.layers[0].fill_up(rows)
         for layer in self.layers:
             rows = layer(rows, batch)
-            states.append(batch.unpack(rows.to(dtype)))
+            states.append(batch.unpack(rows[: batch.num_rows].to(dtype)))
         return self.convention.give(states[-1], states, return_dict)
 
     # --- what torch does to modules ---

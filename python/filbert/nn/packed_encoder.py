@@ -16,12 +16,9 @@ from torch import Tensor, nn
 from .. import ops
 from ..packing import PackedBatch
 from .dense import PackedLinear, gelu_kind, row_dtype
+from .row_blocks import block_size, fill_up
 
 __all__ = ["LayerParts", "PackedEncoder", "PackedLayer"]
-
-#: how many values the feed-forward part may hold between its two GEMMs on a CPU: 8 MiB of float32,
-#: which a last-level cache keeps and an allocator reuses without new pages
-_INNER_ELEMENTS = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -90,6 +87,8 @@ class PackedLayer(nn.Module):
         dtype = compute_dtype or row_dtype(weight.dtype, weight.device)
         self.num_heads, self.head_dim = parts.num_heads, parts.head_dim
         self.scale = parts.scale
+        #: rows that go through the GEMMs at once; None for all
+        self.row_block = block_size(torch.get_num_threads()) if weight.device.type == "cpu" else None
         with torch.no_grad():
             q: Tensor | None = parts.query.bias
             k: Tensor | None = parts.key.bias
@@ -159,19 +158,25 @@ class PackedLayer(nn.Module):
             for weight in linear.shared_weights() or [None] * len(linear.sizes)
         ]
 
+    def fill_up(self, rows: Tensor) -> Tensor:
+        """``rows`` ``[T, N]`` and, on a CPU, rows of zeros behind them, so that the GEMMs see few
+        numbers of rows; see :mod:`filbert.nn.row_blocks`."""
+        return rows if self.row_block is None else fill_up(rows, self.row_block)
+
     def forward(self, rows: Tensor, batch: PackedBatch) -> Tensor:
-        """Packed rows ``[T, N]`` to ``[T, N]``, in ``compute_dtype``."""
+        """Rows ``[T, N]`` to ``[T, N]``, in ``compute_dtype``. T may be more than the batch's rows;
+        what becomes of the rows behind them means nothing."""
         heads = (self.num_heads, self.head_dim)
         if self.query is None:
-            q, k, v = self.query_key_value(rows).view(-1, 3, *heads).unbind(1)
+            q, k, v = self._by_blocks(self.query_key_value, rows).view(-1, 3, *heads).unbind(1)
         else:
-            q = self.query(rows).view(-1, *heads)
-            k, v = self.key_value(rows).view(-1, 2, *heads).unbind(1)
+            q = self._by_blocks(self.query, rows).view(-1, *heads)
+            k, v = self._by_blocks(self.key_value, rows).view(-1, 2, *heads).unbind(1)
         cu, longest = batch.cu_seqlens, batch.max_seqlen
         context, _ = ops.attn_varlen(
             q, k, v, cu, cu, longest, longest, self.scale, tiles=batch.tiles
         )
-        return self._finish(context, rows)
+        return self._by_blocks(self._finish, context.flatten(1), rows)
 
     def forward_first(self, rows: Tensor, batch: PackedBatch) -> Tensor:
         """What the layer makes of the first row of each sequence, and nothing else.
@@ -182,41 +187,50 @@ class PackedLayer(nn.Module):
             ``[batch_size, N]``; zeros for an empty sequence.
         """
         if self.query is None:
-            return batch.pool(self(rows, batch), "cls")
+            return batch.pool(self(rows, batch)[: batch.num_rows], "cls")
         heads = (self.num_heads, self.head_dim)
-        first = ops.gather_rows(rows, batch.starts)
-        q = self.query(first).view(-1, *heads)
-        k, v = self.key_value(rows).view(-1, 2, *heads).unbind(1)
+        first = self.fill_up(ops.gather_rows(rows, batch.starts))
+        q = self._by_blocks(self.query, first).view(-1, *heads)
+        k, v = self._by_blocks(self.key_value, rows).view(-1, 2, *heads).unbind(1)
         # One query row a sequence; an empty one has no keys, and what becomes of it is dropped.
         one_each = torch.arange(batch.batch_size + 1, dtype=torch.int32, device=rows.device)
         context, _ = ops.attn_varlen(
             q, k, v, one_each, batch.cu_seqlens, 1, batch.max_seqlen, self.scale
         )
         empty = (batch.lengths == 0).unsqueeze(1)
-        return self._finish(context, first).masked_fill(empty, 0)
+        done = self._by_blocks(self._finish, context.flatten(1), first)
+        return done[: batch.batch_size].masked_fill(empty, 0)
+
+    def _by_blocks(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """``function`` of row-wise operands, a block of rows after the other.
+
+        What a block leaves between two GEMMs stays in the cache, is never allocated for all rows at
+        once, and is reused by the allocator without new pages.
+        """
+        count = rows[0].shape[0]
+        if self.row_block is None or count <= self.row_block:
+            return function(*rows)
+        result: Tensor | None = None
+        at = 0
+        for block in zip(*(r.split(self.row_block) for r in rows), strict=True):
+            part = function(*block)
+            if result is None:
+                result = part.new_empty((count, part.shape[1]))
+            result[at : at + len(part)] = part
+            at += len(part)
+        return cast(Tensor, result)
 
     def _finish(self, context: Tensor, rows: Tensor) -> Tensor:
         """Everything after attention; each row on its own."""
-        mixed = self.out(context.flatten(1))
-        rows = ops.norm_residual_(
-            mixed, self.out_bias, rows, self.attn_norm_weight, self.attn_norm_bias,
+        mixed = ops.norm_residual_(
+            self.out(context), self.out_bias, rows, self.attn_norm_weight, self.attn_norm_bias,
             self.attn_norm_eps,
         )  # fmt: skip
-        blocks = rows.shape[0] * self.up.out_features // _INNER_ELEMENTS
-        if blocks < 2 or rows.is_cuda:
-            return self._feed_forward(rows)
-        # Blocks of equal size, each written back over its own rows: what lies between the two
-        # GEMMs stays in the cache and is never allocated for all rows at once.
-        for block in rows.tensor_split(blocks):
-            block.copy_(self._feed_forward(block))
-        return rows
-
-    def _feed_forward(self, rows: Tensor) -> Tensor:
-        inner = self.up(rows)
+        inner = self.up(mixed)
         if self.activation is not None:
             inner = self.activation(inner)
         return ops.norm_residual_(
-            self.down(inner), self.down_bias, rows, self.ffn_norm_weight, self.ffn_norm_bias,
+            self.down(inner), self.down_bias, mixed, self.ffn_norm_weight, self.ffn_norm_bias,
             self.ffn_norm_eps,
         )  # fmt: skip
 
@@ -300,9 +314,12 @@ class PackedEncoder(nn.Module):
         if pooled not in (None, "cls"):
             raise ValueError(f"pooled: got {pooled!r}, need None or 'cls'")
         *body, last = self.layers
+        rows = last.fill_up(rows)
         for layer in body:
             rows = layer(rows, batch)
-        return last(rows, batch) if pooled is None else last.forward_first(rows, batch)
+        if pooled is not None:
+            return last.forward_first(rows, batch)
+        return last(rows, batch)[: batch.num_rows]
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Drop-in for a padded encoder.

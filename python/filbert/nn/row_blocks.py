@@ -1,0 +1,46 @@
+"""Row counts that a GEMM library sees: few, whatever the lengths of the texts.
+
+Packing makes nearly every batch a new number of rows, and oneDNN compiles and keeps a primitive for
+every number of rows it is asked for. So rows are cut into blocks of one size, and the last block is
+filled up with rows of zeros to one of 8 sizes to an octave::
+
+    T = 1150 rows    |------ 512 ------|------ 512 ------|-- 126 --|
+    computed on      |------ 512 ------|------ 512 ------|--- 128 ---|
+
+    sizes of the last block: 4 8 12 .. 32 | 36 40 .. 64 | 72 80 .. 128 | 144 .. 256 | 288 .. 512
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["block_size", "fill_up", "filled_rows"]
+
+
+def block_size(threads: int) -> int:
+    """Rows of a full block: 512, and more where that would leave threads with less than 128."""
+    return max(512, 1 << (128 * threads - 1).bit_length())
+
+
+def filled_rows(rows: int, block: int) -> int:
+    """The least number of rows, at least ``rows``, of full blocks and one of the other sizes.
+
+    At most 3 rows, or an eighth of the last block, are added.
+    """
+    full, last = divmod(rows, block)
+    if last == 0:
+        return rows
+    step = max(4, 1 << max(0, (last - 1).bit_length() - 4))
+    return full * block + -(-last // step) * step
+
+
+def fill_up(rows: Tensor, block: int) -> Tensor:
+    """Rows ``[T, N]`` with rows of zeros behind them, as many as :func:`filled_rows` says."""
+    size = filled_rows(rows.shape[0], block)
+    if size == rows.shape[0]:
+        return rows
+    filled = rows.new_empty((size, rows.shape[1]))
+    filled[: rows.shape[0]] = rows
+    filled[rows.shape[0] :] = 0
+    return filled
