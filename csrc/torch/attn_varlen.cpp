@@ -87,12 +87,11 @@ std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_s
   for (const auto& [t, n, name] : {std::make_tuple(&alibi_slopes, heads, "alibi_slopes"),
                                    std::make_tuple(&key_bias, k.size(0), "key_bias")}) {
     if (!*t) continue;
+    check_same_device(**t, q, kOp, name);
     if ((*t)->scalar_type() != ScalarType::Float) {
       check(false, kOp, name, torch::headeronly::toString((*t)->scalar_type()), "float32",
             "tensor.float()");
     }
-    check((*t)->is_cpu() == q.is_cpu() && (*t)->get_device_index() == q.get_device_index(), kOp,
-          name, "a tensor on another device", "the device of q", "tensor.to(q.device)");
     check((*t)->dim() == 1 && (*t)->size(0) == n && (n < 2 || (*t)->stride(0) == 1), kOp, name, **t,
           "a contiguous [H] (alibi_slopes) or [Tk] (key_bias)",
           "tensor.contiguous() of the right length");
@@ -104,9 +103,9 @@ std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_s
   args.capacity = tile_capacity(q.size(0), args.sequences);
 #if defined(FILBERT_CUDA) || defined(FILBERT_HOSTCUDA)
   if (tiles) {
+    check_same_device(*tiles, q, kOp, "tiles");
     check(tiles->scalar_type() == ScalarType::Int && tiles->dim() == 1 && tiles->is_contiguous() &&
-              tiles->size(0) == tile_values(args.capacity) &&
-              tiles->get_device_index() == q.get_device_index(),
+              tiles->size(0) == tile_values(args.capacity),
           kOp, "tiles", *tiles, "what attn_tiles makes of these cu_seqlens and rows",
           "attn_tiles(cu_seqlens_q, cu_seqlens_k, len(q), len(k)), or None");
   } else {

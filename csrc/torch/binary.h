@@ -20,13 +20,6 @@ inline void check_type(const Tensor& t, ScalarType type, const char* op, const c
         "the tensor as another filbert operator or module made it");
 }
 
-inline void check_same_device(const Tensor& t, const Tensor& like, const char* op,
-                              const char* name) {
-  check(t.is_cpu() == like.is_cpu() && t.get_device_index() == like.get_device_index(), op, name,
-        "a tensor on another device", "the device of the first operand",
-        "moving every operand to one device");
-}
-
 // A contiguous vector of n elements of a fixed type.
 inline void check_vector_of(const Tensor& t, ScalarType type, int64_t n, const Tensor& like,
                             const char* op, const char* name) {

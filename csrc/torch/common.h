@@ -42,18 +42,28 @@ inline void check(bool ok, const char* op, const char* what, const Got& got, con
   throw std::runtime_error(message.str());
 }
 
+inline std::string device_name(const Tensor& t) {
+  if (t.is_cpu()) return "cpu";
+  return (t.is_cuda() ? "cuda:" : "another device, index ") + std::to_string(t.get_device_index());
+}
+
+// Checks that t is on the device of `like`, the first operand. The dispatcher does not: it takes the
+// kernels of one of the operands' devices, whichever comes first in its own order.
+inline void check_same_device(const Tensor& t, const Tensor& like, const char* op,
+                              const char* name) {
+  if (t.is_cpu() == like.is_cpu() && t.get_device_index() == like.get_device_index()) return;
+  const std::string need = device_name(like);
+  check(false, op, (std::string("device of ") + name).c_str(), device_name(t),
+        (need + ", as the first operand").c_str(), (name + (".to('" + need) + "')").c_str());
+}
+
 // Checks that t is an operand of the same dtype on the same device as `like`.
 inline void check_like(const Tensor& t, const Tensor& like, const char* op, const char* name) {
+  check_same_device(t, like, op, name);
   if (t.scalar_type() != like.scalar_type()) {
     check(false, op, (std::string("dtype of ") + name).c_str(),
           torch::headeronly::toString(t.scalar_type()),
           torch::headeronly::toString(like.scalar_type()), "one dtype for all operands");
-  }
-  if (t.is_cpu() != like.is_cpu() || t.get_device_index() != like.get_device_index()) {
-    check(false, op, (std::string("device of ") + name).c_str(),
-          t.is_cpu() ? "cpu" : "another device",
-          like.is_cpu() ? "cpu" : "the first operand's device",
-          "moving every operand to one device");
   }
 }
 

@@ -8,6 +8,7 @@ namespace {
 constexpr const char* kOp = "gather_rows";
 
 Tensor gather_rows(Tensor x, Tensor index) {
+  check_same_device(index, x, kOp, "index");
   check(x.dim() == 2 && (x.size(1) < 2 || x.stride(1) == 1), kOp, "x", x,
         "[R, N] with contiguous rows", "tensor.flatten(1).contiguous()");
   check(index.dim() == 1 && (index.size(0) < 2 || index.stride(0) == 1), kOp, "index", index,
@@ -16,8 +17,6 @@ Tensor gather_rows(Tensor x, Tensor index) {
     check(false, kOp, "dtype of index", torch::headeronly::toString(index.scalar_type()), "int64",
           "index.long()");
   }
-  check(index.is_cpu() == x.is_cpu() && index.get_device_index() == x.get_device_index(), kOp,
-        "index", "a tensor on another device", "the device of x", "index.to(x.device)");
   const int64_t size = static_cast<int64_t>(x.element_size());
   GatherRowsArgs args{};
   args.rows = index.size(0);

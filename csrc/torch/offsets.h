@@ -26,14 +26,13 @@ inline void check_offsets(const char* op, const Tensor& cu, int64_t rows, const 
 
 inline void check_offset_tensor(const char* op, const Tensor& cu, const Tensor& like,
                                 const char* name) {
+  check_same_device(cu, like, op, name);
   if (cu.scalar_type() != ScalarType::Int) {
     check(false, op, name, torch::headeronly::toString(cu.scalar_type()), "int32",
           "cu_seqlens.int()");
   }
   check(cu.dim() == 1 && cu.size(0) >= 1 && (cu.size(0) < 2 || cu.stride(0) == 1), op, name, cu,
         "a contiguous [B + 1]", "one offset per sequence and a leading 0");
-  check(cu.is_cpu() == like.is_cpu() && cu.get_device_index() == like.get_device_index(), op, name,
-        "a tensor on another device", "the device of the others", "cu_seqlens.to(q.device)");
 }
 
 }  // namespace filbert

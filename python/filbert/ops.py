@@ -3,6 +3,9 @@
 Every function calls ``torch.ops.filbert.<name>``, so that autograd, ``torch.compile`` and
 ``torch.export`` see one opaque operator. Where the compiled library is missing, the function runs
 :mod:`filbert.reference` instead and says so once.
+
+The compiled operators compare devices themselves. With one operand on the meta device the
+dispatcher runs the fake implementation, whatever the others are on, so the fakes compare too.
 """
 
 from __future__ import annotations
@@ -43,24 +46,25 @@ def _kernels() -> Any:
 
 
 def _one_device(op: str, first: Tensor, **others: Tensor | None) -> None:
-    """Raises unless every operand is where ``first`` is. The dispatcher alone does not notice: with
-    one operand on the meta device it would run the shape-only implementation."""
+    """Raises unless every operand is where ``first`` is."""
     device = first.device
     for name, t in others.items():
         if t is not None and t.device != device:
             raise RuntimeError(
-                f"{op}: device of {name}; got {t.device}; need {first.device}, as the first "
-                f"operand; try {name}.to({str(first.device)!r})"
+                f"{op}: device of {name}; got {t.device}; need {device}, as the first operand; "
+                f"try {name}.to({str(device)!r})"
             )
 
 
 def _compiled(op: str, first: Tensor) -> bool:
-    if _load.have_ops():
-        if (why := _load.why_no_kernels(first.device)) is not None:
-            raise RuntimeError(f"{op}: device; got {first.device}; {why}; try tensor.cpu()")
-        return True
-    _load.warn_once(f"filbert runs its slow reference code: {_load.missing['ops']}")
-    return False
+    """Whether the kernels run the call; otherwise the caller compares devices and runs the
+    reference."""
+    if "ops" in _load.missing:
+        _load.warn_once(f"filbert runs its slow reference code: {_load.missing['ops']}")
+        return False
+    if not first.is_cpu and (why := _load.why_no_kernels(first.device)) is not None:
+        raise RuntimeError(f"{op}: device; got {first.device}; {why}; try tensor.cpu()")
+    return True
 
 
 def attn_varlen(
@@ -116,11 +120,11 @@ def attn_varlen(
 
     Paper: ByteTransformer, arXiv 2210.03052.
     """
-    _one_device(
-        "attn_varlen", q, k=k, v=v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
-        alibi_slopes=alibi_slopes, key_bias=key_bias, tiles=tiles,
-    )  # fmt: skip
     if not _compiled("attn_varlen", q):
+        _one_device(
+            "attn_varlen", q, k=k, v=v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+            alibi_slopes=alibi_slopes, key_bias=key_bias, tiles=tiles,
+        )  # fmt: skip
         reference.check_attn_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes, key_bias)
         return reference.attn_varlen(
             q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale,
@@ -195,8 +199,8 @@ def norm_residual(
 
     Paper: ByteTransformer, arXiv 2210.03052.
     """
-    _one_device("norm_residual", x, bias=bias, residual=residual, weight=weight, beta=beta)
     if not _compiled("norm_residual", x):
+        _one_device("norm_residual", x, bias=bias, residual=residual, weight=weight, beta=beta)
         return reference.norm_residual(x, bias, residual, weight, beta, eps)
     return _kernels().norm_residual(x, bias, residual, weight, beta, eps)
 
@@ -212,8 +216,8 @@ def norm_residual_(
     """:func:`norm_residual` written over ``x``, which it returns: no allocation, and a third less
     memory traffic, since the rows written are the rows just read. Arguments and errors as there.
     """
-    _one_device("norm_residual_", x, bias=bias, residual=residual, weight=weight, beta=beta)
     if not _compiled("norm_residual_", x):
+        _one_device("norm_residual_", x, bias=bias, residual=residual, weight=weight, beta=beta)
         return x.copy_(reference.norm_residual(x, bias, residual, weight, beta, eps))
     _kernels().norm_residual_(x, bias, residual, weight, beta, eps)
     return x
@@ -233,8 +237,8 @@ def bias_gelu_(x: Tensor, bias: Tensor | None = None, approximate: str = "none")
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit, an unknown ``approximate``.
     """
-    _one_device("bias_gelu_", x, bias=bias)
     if not _compiled("bias_gelu_", x):
+        _one_device("bias_gelu_", x, bias=bias)
         return reference.bias_gelu_(x, bias, approximate)
     _kernels().bias_gelu_(x, bias, approximate)
     return x
@@ -256,8 +260,8 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit.
     """
-    _one_device("gather_rows", x, index=index)
     if not _compiled("gather_rows", x):
+        _one_device("gather_rows", x, index=index)
         return reference.gather_rows(x, index)
     return _kernels().gather_rows(x, index)
 
