@@ -27,8 +27,7 @@ def _load_hostcuda() -> str | None:
     if not library.exists():
         return "built without FILBERT_HOSTCUDA; make test builds with it"
     torch.ops.load_library(str(library))
-    for name, fake in ops.FAKES.items():
-        torch.library.register_fake(f"filbert_hostcuda::{name}", fake)
+    ops.register("filbert_hostcuda")
     return None
 
 

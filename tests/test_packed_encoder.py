@@ -23,7 +23,7 @@ def original(family="bert", dtype=torch.float32):
 
 
 def packed(family="bert", dtype=torch.float32, **settings):
-    parts, reasons = read_encoder(original(family, dtype))
+    parts, reasons = read_encoder(original(family, dtype).requires_grad_(False))
     assert not reasons
     return PackedEncoder(parts, **settings).eval()
 
@@ -109,6 +109,7 @@ def test_a_default_device_changes_nothing():
     mask = MASKS["scattered"]
     x, plain = hidden_states(mask), original()
     expected = packed()(x, mask)
+    plain.requires_grad_(False)
     with torch.device("meta"):
         parts, reasons = read_encoder(plain)
         encoder = PackedEncoder(parts).eval()

@@ -275,7 +275,7 @@ def test_attentions_are_an_error_and_never_missing(family, head, by):
     ids=lambda a: next(iter(a)),
 )
 def test_arguments_that_ask_for_more(arguments):
-    encoder = swapped(convert(build("bert")))
+    encoder = swapped(convert(build("bert").requires_grad_(False)))
     hidden = torch.zeros(3, 9, 48)
     with pytest.raises(NotImplementedError, match=next(iter(arguments))):
         encoder(hidden, **arguments)
@@ -287,7 +287,7 @@ def test_arguments_that_ask_for_more(arguments):
 
 
 def test_several_texts_in_one_row_are_refused_where_flash_attention_would_split_them():
-    model = convert(build("bert"))
+    model = convert(build("bert").requires_grad_(False))
     model.config._attn_implementation = "flash_attention_2"
     hidden, positions = torch.zeros(1, 4, 48), torch.tensor([[0, 1, 0, 1]])
     with pytest.raises(NotImplementedError, match="position_ids"):
@@ -311,7 +311,7 @@ def test_training_mode_is_an_error():
 
 
 def test_causal_masks_are_an_error():
-    encoder = swapped(convert(build("bert")))
+    encoder = swapped(convert(build("bert").requires_grad_(False)))
     causal = torch.ones(9, 9, dtype=torch.bool).tril().expand(3, 1, 9, 9)
     additive = torch.zeros(causal.shape).masked_fill(~causal, torch.finfo(torch.float32).min)
     for mask in (causal, causal.clone(), additive):
@@ -332,4 +332,4 @@ def test_causal_masks_are_an_error():
 )
 def test_bad_input(hidden, mask, error, words):
     with pytest.raises(error, match=words):
-        swapped(convert(build("bert")))(hidden, mask)
+        swapped(convert(build("bert").requires_grad_(False)))(hidden, mask)

@@ -2,7 +2,8 @@
 
 Every function calls ``torch.ops.filbert.<name>``, so that autograd, ``torch.compile`` and
 ``torch.export`` see one opaque operator. Where the compiled library is missing, the function runs
-:mod:`filbert.reference` instead and says so once.
+:mod:`filbert.reference` instead and says so once. Either way it raises a RuntimeError where a
+gradient of an operand would be recorded, which no kernel has.
 
 The compiled operators compare devices themselves. With one operand on the meta device the
 dispatcher runs the fake implementation, whatever the others are on, so the fakes compare too.
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import _load, reference
+from .refusals import refuse_gradient, register_refusal
 
 __all__ = [
     "attn_binary",
@@ -54,6 +56,8 @@ def _one_device(op: str, first: Tensor, **others: Tensor | None) -> None:
                 f"{op}: device of {name}; got {t.device}; need {device}, as the first operand; "
                 f"try {name}.to({str(device)!r})"
             )
+    if not _load.have_ops():  # no Autograd kernel either
+        refuse_gradient(op, [("the first operand", first), *others.items()])
 
 
 def _compiled(op: str, first: Tensor) -> bool:
@@ -604,6 +608,14 @@ FAKES: dict[str, Callable[..., Any]] = {
     "pack_codes": _fake_pack_codes,
 }
 
+
+def register(namespace: str) -> None:
+    """Gives the operators of a loaded library what Python holds of them: the fakes, and the refusal
+    of gradients."""
+    for name, fake in FAKES.items():
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+    register_refusal(namespace, FAKES)
+
+
 if _load.have_ops():
-    for _name, _fake in FAKES.items():
-        torch.library.register_fake(f"filbert::{_name}", _fake)
+    register("filbert")

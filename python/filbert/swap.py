@@ -20,6 +20,7 @@ from .config import PackedEncoderConfig
 from .nn.dense_weights import DenseWeights
 from .nn.packed_encoder import LayerParts, PackedEncoder, PackedLayer
 from .nn.placeholder import Watch, placeholder
+from .refusals import below_autograd, refuse_recording
 
 __all__ = ["EncoderReached", "SwappedEncoder", "stop_at_encoder"]
 
@@ -96,6 +97,8 @@ class SwappedEncoder(PackedEncoder):
             self._show_parameters(written)
 
     def _pack(self, parts: list[LayerParts]) -> None:
+        # The dicts themselves: whoever replaces a parameter or changes its flag is seen.
+        self._originals = [m._parameters for m in self.original.modules() if m._parameters]
         #: the original modules whose weights are packed, by layer
         self.linears = [layer.linears() for layer in parts]
         self.part_names = [layer.names for layer in parts]
@@ -146,6 +149,11 @@ class SwappedEncoder(PackedEncoder):
                 for linear, weight in zip(linears, layer.dense_weights(), strict=True):
                     linear.weight.data = weight
 
+    def _wants_gradients(self) -> bool:
+        return any(
+            p is not None and p.requires_grad for own in self._originals for p in own.values()
+        )
+
     @contextmanager
     def _dense(self) -> Iterator[nn.Module]:
         """The original with its weights in it, for a moment."""
@@ -184,9 +192,10 @@ class SwappedEncoder(PackedEncoder):
         Raises:
             NotImplementedError: an argument that asks for something else, such as attentions, a
                 head mask, a cache or cross-attention.
-            RuntimeError: training mode with dropout, an input that requires a gradient, weights
-                that were cast or moved to where filbert has no kernels, or parameters that were
-                written in place.
+                Under ``torch.jit.trace`` and ``torch.export`` any call.
+            RuntimeError: training mode with dropout; an input or a weight that requires a gradient
+                while gradients are recorded; weights that were cast or moved to where filbert has
+                no kernels; or parameters that were written in place.
         """
         hidden_states, attention_mask, want_states, return_dict = self.convention.read(
             hidden_states, attention_mask, args, kwargs
@@ -216,18 +225,19 @@ class SwappedEncoder(PackedEncoder):
     def _forward(
         self, hidden_states: Tensor, mask: Any, want_states: bool, return_dict: bool
     ) -> Any:
-        batch = self.read_mask(hidden_states, mask)
-        rows = self.pack(hidden_states, batch)
-        dtype = hidden_states.dtype
-        if not want_states:
-            output = batch.unpack(self.forward_packed(rows, batch).to(dtype))
-            return self.convention.give(output, None, return_dict)
-        states = [hidden_states]
-        rows = self.layers[0].fill_up(rows)
-        for layer in self.layers:
-            rows = layer(rows, batch)
-            states.append(batch.unpack(rows[: batch.num_rows].to(dtype)))
-        return self.convention.give(states[-1], states, return_dict)
+        with below_autograd():
+            batch = self.read_mask(hidden_states, mask)
+            rows = self.pack(hidden_states, batch)
+            dtype = hidden_states.dtype
+            if not want_states:
+                output = batch.unpack(self.forward_packed(rows, batch).to(dtype))
+                return self.convention.give(output, None, return_dict)
+            states = [hidden_states]
+            rows = self.layers[0].fill_up(rows)
+            for layer in self.layers:
+                rows = layer(rows, batch)
+                states.append(batch.unpack(rows[: batch.num_rows].to(dtype)))
+            return self.convention.give(states[-1], states, return_dict)
 
     # --- what torch does to modules ---
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _load, ops
+from ..refusals import refuse_gradient
 from .dense_weights import DenseWeights
 
 __all__ = ["PackedLinear", "gelu_kind", "row_dtype"]
@@ -242,6 +243,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[T, in_features]`` to ``[T, out_features]``, both in ``compute_dtype``."""
+        if x.requires_grad:
+            refuse_gradient("PackedLinear", [("x", x)])
         after = self._after
         # Without the compiled operators, torch's own GELU is the better second pass.
         fused_bias = after is not None and _load.have_ops()

@@ -6,7 +6,7 @@ may lie anywhere, and sums and statistics are float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..packing import PackedBatch
+from ..refusals import below_autograd
 from .dense import PackedLinear, gelu_kind, row_dtype
 from .row_blocks import block_size, fill_up
 
@@ -50,6 +51,11 @@ class LayerParts:
     def linears(self) -> tuple[nn.Linear, ...]:
         """The six linear modules whose weights are packed."""
         return (self.query, self.key, self.value, self.out, self.up, self.down)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Every weight and bias of the layer."""
+        for module in (*self.linears(), self.attn_norm, self.ffn_norm):
+            yield from module.parameters()
 
 
 class PackedLayer(nn.Module):
@@ -246,10 +252,12 @@ class PackedEncoder(nn.Module):
         model_dtype: dtype of the padded input and output.
         compute_dtype: dtype of the rows between layers; float32 for a bfloat16 model on a CPU
             without bf16 instructions.
+        trainable: a weight required a gradient when it was packed.
     """
 
     def __init__(self, parts: Sequence[LayerParts], *, fold_bias: bool = True) -> None:
         super().__init__()
+        self.trainable = any(p.requires_grad for part in parts for p in part.parameters())
         self._build(parts, fold_bias)
 
     def _build(
@@ -299,7 +307,8 @@ class PackedEncoder(nn.Module):
             ``[T, N]``, or ``[batch_size, N]`` with ``pooled="cls"`` (zeros for an empty sequence).
 
         Raises:
-            RuntimeError: training mode with dropout, or rows that require a gradient.
+            RuntimeError: training mode with dropout; or gradients are recorded, and the rows or the
+                weights that were packed require one.
             ValueError: shapes, a dtype or a ``pooled`` that do not fit.
         """
         self._check_inference(rows)
@@ -314,12 +323,13 @@ class PackedEncoder(nn.Module):
         if pooled not in (None, "cls"):
             raise ValueError(f"pooled: got {pooled!r}, need None or 'cls'")
         *body, last = self.layers
-        rows = last.fill_up(rows)
-        for layer in body:
-            rows = layer(rows, batch)
-        if pooled is not None:
-            return last.forward_first(rows, batch)
-        return last(rows, batch)[: batch.num_rows]
+        with below_autograd():
+            rows = last.fill_up(rows)
+            for layer in body:
+                rows = layer(rows, batch)
+            if pooled is not None:
+                return last.forward_first(rows, batch)
+            return last(rows, batch)[: batch.num_rows]
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Drop-in for a padded encoder.
@@ -360,9 +370,19 @@ class PackedEncoder(nn.Module):
                 f"filbert is inference only: the model is in training mode with dropout "
                 f"{self.dropout:g}; try model.eval(), or filbert.revert(model) to train"
             )
-        if x.requires_grad and torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return
+        what = "the input requires a gradient" if x.requires_grad else None
+        if what is None and self._wants_gradients():
+            what = "gradients are recorded and weights that are packed in the encoder require one"
+        if what is not None:
             raise RuntimeError(
-                "filbert is inference only: the input requires a gradient, and the packed encoder "
-                "has none to give; try 'with torch.inference_mode():' around the call, or "
-                "filbert.revert(model) to train"
+                f"filbert is inference only: {what}, and the packed encoder has none to give; try "
+                "'with torch.inference_mode():' (or torch.no_grad()) around the call, "
+                "model.requires_grad_(False) if nothing before or in the encoder is to be trained, "
+                "or filbert.revert(model) to train"
             )
+
+    def _wants_gradients(self) -> bool:
+        """Whether a weight that is packed here requires a gradient."""
+        return self.trainable

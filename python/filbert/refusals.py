@@ -1,0 +1,102 @@
+"""What every kernel and packed model refuses: to lose a gradient, and to be recorded.
+
+A missing gradient trains nothing and says nothing. So the operators get an Autograd kernel that
+raises where a gradient is wanted and otherwise hands the call on to the device's kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = ["below_autograd", "refuse_gradient", "refuse_recording", "register_refusal"]
+
+
+def refuse_gradient(op: str, operands: Iterable[tuple[str, Any]]) -> None:
+    """Raises if a gradient of one of the ``operands`` (name and value; what is no tensor is passed
+    over) would be recorded.
+
+    Raises:
+        RuntimeError: gradients are recorded and a tensor requires one, or it has a tangent of
+            forward-mode differentiation.
+    """
+    forward_mode = forward_ad._current_level >= 0
+    for name, value in operands:
+        if not isinstance(value, Tensor):
+            continue
+        if (value.requires_grad and torch.is_grad_enabled()) or (
+            forward_mode and forward_ad.unpack_dual(value).tangent is not None
+        ):
+            raise RuntimeError(
+                f"{op} is inference only: {name} requires a gradient, and the kernel has none to "
+                "give; try 'with torch.inference_mode():' (or torch.no_grad()) around the call, or "
+                f"{name}.detach()"
+            )
+
+
+def _refusing(op: Any) -> Callable[..., Any]:
+    """The Autograd kernel of ``op``, an ``OpOverload``."""
+    what = op._schema.name.partition("::")[2]
+    names = [argument.name for argument in op._schema.arguments]
+    written = [
+        i for i, a in enumerate(op._schema.arguments) if a.alias_info and a.alias_info.is_write
+    ]
+    any_requires_grad, below = torch._C._any_requires_grad, torch._C._after_autograd_keyset
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        wanted = torch.is_grad_enabled() and any_requires_grad(*args)
+        if wanted or forward_ad._current_level >= 0:
+            refuse_gradient(what, zip(names, args, strict=False))
+        for i in written:  # who saved it for a backward pass has to notice
+            torch.autograd.graph.increment_version(args[i])
+        return op.redispatch(keyset & below, *args)
+
+    return kernel
+
+
+#: what is registered lives as long as the objects that registered it
+_libraries: list[torch.library.Library] = []
+
+
+def register_refusal(namespace: str, names: Iterable[str]) -> None:
+    """Gives the operators ``names`` of ``namespace`` the kernel that refuses gradients."""
+    library = torch.library.Library(namespace, "IMPL")
+    for name in names:
+        op = getattr(getattr(torch.ops, namespace), name).default
+        library.impl(name, _refusing(op), "Autograd", with_keyset=True)
+    _libraries.append(library)
+
+
+def below_autograd() -> AbstractContextManager[Any]:
+    """Calls go straight to the kernels, without a stop where gradients would be recorded: for code
+    that has refused them already, and saves as much as the kernel of a short text costs."""
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    guard: AbstractContextManager[Any] = torch._C._AutoDispatchBelowAutograd()
+    return guard
+
+
+def refuse_recording(who: str, x: Tensor, advice: str) -> None:
+    """Raises if the call is being recorded, to be replayed later on other inputs.
+
+    Raises:
+        NotImplementedError: under ``torch.jit.trace``, ``torch.export`` and ONNX export, or where
+            ``x`` is a stand-in without values.
+    """
+    if torch.jit.is_tracing():
+        how = "torch.jit.trace"
+    elif torch.compiler.is_exporting():
+        how = "torch.export (or ONNX export)"
+    elif type(x).__name__ in ("FakeTensor", "FunctionalTensor"):
+        how = f"tracing with a {type(x).__name__}"
+    else:
+        return
+    raise NotImplementedError(
+        f"{who} cannot be recorded by {how}: how many rows there are depends on the values of the "
+        f"mask, and a recording would keep the number of its example; try {advice}"
+    )

@@ -1,0 +1,228 @@
+"""No gradient is ever lost: where one would be recorded, every operator and module raises."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from cases import normal, offsets
+from filbert import _load, ops
+from filbert.convert import convert
+from filbert.integrations.transformers import read_encoder
+from filbert.nn import PackedEncoder, PackedLinear
+from filbert.packing import PackedBatch
+from models import FAMILIES, MASKS, build, run, swapped, tokens
+from tolerances import assert_exact
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CU, WORDS = offsets([3, 2]), torch.zeros(1, 5, 1, dtype=torch.int32)
+SUMS, TILES = torch.zeros(5, dtype=torch.int32), torch.zeros(1, 1, 16, dtype=torch.int32)
+TOTALS = torch.zeros(8, dtype=torch.int32)
+
+
+def norm_operands():
+    names = ("x", "bias", "residual", "weight", "beta")
+    return {n: normal(5, 8) if n in ("x", "residual") else normal(8) for n in names}
+
+
+#: operator -> (its function, its float operands by name, the other arguments)
+CALLS = {
+    "attn_varlen": lambda: (
+        ops.attn_varlen,
+        {"q": normal(5, 2, 8), "k": normal(5, 2, 8), "v": normal(5, 2, 8),
+         "alibi_slopes": normal(2), "key_bias": normal(5)},
+        {"cu_seqlens_q": CU, "cu_seqlens_k": CU, "max_seqlen_q": 3, "max_seqlen_k": 3,
+         "scale": 1.0},
+    ),
+    "norm_residual": lambda: (ops.norm_residual, norm_operands(), {"eps": 1e-5}),
+    "norm_residual_": lambda: (ops.norm_residual_, norm_operands(), {"eps": 1e-5}),
+    "bias_gelu_": lambda: (ops.bias_gelu_, {"x": normal(5, 8), "bias": normal(8)}, {}),
+    "gather_rows": lambda: (ops.gather_rows, {"x": normal(5, 8)}, {"index": torch.arange(3)}),
+    "pack_bits": lambda: (ops.pack_bits, {"x": normal(5, 8), "threshold": normal(8)}, {}),
+    "pack_codes": lambda: (
+        ops.pack_codes, {"x": normal(5, 8), "scale": normal(5).abs()}, {"bits": 4, "low": 0}
+    ),
+    "linear_binary": lambda: (
+        ops.linear_binary,
+        {"alpha": normal(8), "bias": normal(8), "scale": normal(5), "residual": normal(5, 8),
+         "norm_weight": normal(8), "norm_bias": normal(8)},
+        {"words": WORDS, "sums": SUMS, "weight": TILES, "totals": TOTALS},
+    ),
+}  # fmt: skip
+#: operators of integers only, which cannot require a gradient
+OF_INTEGERS = {"attn_tiles", "attn_binary", "linear_binary_bits"}
+REFUSED = [(name, operand) for name, call in CALLS.items() for operand in call()[1]]
+
+
+def test_every_operator_is_here():
+    assert {*CALLS, *OF_INTEGERS} == set(ops.FAKES)
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "reference"])
+@pytest.mark.parametrize(("name", "operand"), REFUSED)
+def test_operators_refuse(name, operand, compiled, monkeypatch):
+    """For each operand alone, as a leaf and as what another operation made of one; nothing is
+    written before."""
+    if not compiled:
+        monkeypatch.setitem(_load.missing, "ops", "left out by a test")
+        monkeypatch.setattr(_load, "warn_once", lambda reason: None)
+    function, floats, others = CALLS[name]()
+    leaf = floats[operand].clone().requires_grad_()
+    for tensor in (leaf, leaf * 1):
+        with pytest.raises(RuntimeError, match=f"{name} is inference only: .*inference_mode"):
+            function(**{**floats, operand: tensor}, **others)
+        assert_exact(tensor.detach(), floats[operand])
+    assert leaf.grad is None
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_operators_run_where_no_gradient_is_recorded(name):
+    function, floats, others = CALLS[name]()
+    want = function(**{k: t.clone() for k, t in floats.items()}, **others)
+    for mode in (torch.no_grad, torch.inference_mode):
+        leaves = {k: t.clone().requires_grad_() for k, t in floats.items()}
+        with mode():
+            got = function(**leaves, **others)
+        pairs = zip(got, want, strict=True) if isinstance(want, tuple) else [(got, want)]
+        for a, b in pairs:
+            assert_exact(a.detach(), b)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("name", CALLS)
+def test_operators_refuse_under_torch_compile(name, fullgraph, backend):
+    torch._dynamo.reset()
+    function, floats, others = CALLS[name]()
+    first, *_ = floats
+    step = torch.compile(
+        lambda x: function(**{**floats, first: x * 1}, **others),
+        backend=backend,
+        fullgraph=fullgraph,
+    )
+    with pytest.raises(RuntimeError, match=f"{name} is inference only"):
+        step(floats[first].requires_grad_())
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jvp])
+def test_function_transforms_are_refused(transform):
+    def total(x):
+        return ops.gather_rows(x * 1, torch.arange(2)).sum()
+
+    x = normal(3, 4)
+    with pytest.raises(RuntimeError, match="gather_rows is inference only"):
+        if transform is torch.func.grad:
+            transform(total)(x)
+        else:
+            transform(total, (x,), (torch.ones_like(x),))
+
+
+@pytest.mark.parametrize("name", ["bias_gelu_", "norm_residual_"])
+def test_writing_over_what_a_backward_pass_needs_is_noticed(name):
+    function, floats, others = CALLS[name]()
+    x = floats.pop("x").requires_grad_()
+    saved = x.exp()
+    with torch.no_grad():
+        function(saved, **floats, **others)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.sum().backward()
+
+
+# --- modules ---
+
+
+def frozen_below(family, head=""):
+    """A converted model of which only the encoder would be trained."""
+    model = build(family, head)
+    encoder = model.base_model.transformer if family == "distilbert" else model.base_model.encoder
+    model.requires_grad_(False)
+    encoder.requires_grad_(True)
+    return convert(model)
+
+
+def call(model, mask=MASKS["right"]):
+    return model(tokens(mask), attention_mask=mask)[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_that_require_a_gradient(family):
+    """The input asks for none, and the weights are packed: plain autograd would not notice."""
+    model = frozen_below(family, "SequenceClassification")
+    want = run(model)
+    words = r"weights .*require one.*inference_mode.*no_grad.*requires_grad_.*revert"
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=words):
+            call(model)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert_exact(call(model), want)
+    swapped(model).original.requires_grad_(False)
+    assert_exact(call(model), want)  # nothing is to be trained, and gradients may be recorded
+    next(swapped(model).original.parameters()).requires_grad_(True)
+    with pytest.raises(RuntimeError, match="inference only"):
+        call(model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        copy.deepcopy,
+        lambda model: pickle.loads(pickle.dumps(model)),
+        lambda model: model.bfloat16(),
+        lambda model: model.load_state_dict(model.state_dict(), assign=True) and model,
+    ],
+    ids=["deepcopy", "pickle", "cast", "load"],
+)
+def test_weights_are_still_watched_after(change):
+    model = change(frozen_below("bert"))
+    with pytest.raises(RuntimeError, match="inference only"):
+        call(model)
+    with torch.no_grad():
+        call(model)
+    swapped(model).original.requires_grad_(False)
+    call(model)
+
+
+def test_an_output_of_a_frozen_model_feeds_what_is_trained():
+    model = build("bert").requires_grad_(False)
+    probe = nn.Linear(48, 2)
+    rows = call(convert(model))
+    assert not rows.is_inference()
+    probe(rows).sum().backward()
+    assert probe.weight.grad is not None
+
+
+def test_a_packed_encoder_by_itself():
+    model, mask = build("bert"), MASKS["right"]
+    rows = normal(*mask.shape, 48)
+    for trained in (True, False):
+        encoder = PackedEncoder(read_encoder(model.encoder.requires_grad_(trained))[0]).eval()
+        if trained:
+            with pytest.raises(RuntimeError, match="inference only"):
+                encoder(rows, mask)
+        else:
+            encoder(rows, mask)
+        with pytest.raises(RuntimeError, match="inference only"):
+            encoder(rows.clone().requires_grad_(), mask)
+
+
+def test_a_packed_linear_by_itself():
+    linear = PackedLinear([normal(8, 6)], normal(8), activation="gelu")
+    with pytest.raises(RuntimeError, match="inference only"):
+        linear(normal(3, 6).requires_grad_())
+    linear(normal(3, 6))
+
+
+@pytest.mark.parametrize("where", ["leaf", "made"])
+def test_the_layer_of_a_packed_encoder(where):
+    parts = read_encoder(build("bert").encoder)[0]
+    layer = PackedEncoder(parts).layers[0]
+    rows = normal(4, 48).requires_grad_()
+    rows = rows if where == "leaf" else rows * 1
+    with pytest.raises(RuntimeError, match="inference only"):
+        layer(rows, PackedBatch.full(1, 4))
