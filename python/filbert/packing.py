@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .refusals import refuse_recording
 
 __all__ = ["PackedBatch"]
 
@@ -136,6 +137,7 @@ class PackedBatch:
     @classmethod
     def _from_keep(cls, keep: Tensor, wrong: Tensor | None = None) -> PackedBatch:
         """``wrong`` is a bool on the device: whether ``keep`` was read from an additive mask."""
+        refuse_recording("a PackedBatch", keep, "the eager model that it was made for")
         batch_size, seq_len = keep.shape
         if keep.numel() == 0:
             return cls.full(batch_size, seq_len, keep.device)

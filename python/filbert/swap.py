@@ -24,6 +24,12 @@ from .refusals import below_autograd, refuse_recording
 
 __all__ = ["EncoderReached", "SwappedEncoder", "stop_at_encoder"]
 
+#: what can be recorded in the place of a converted model
+_INSTEAD = (
+    "filbert.revert(model) before tracing or exporting it, or the converted model as it is: "
+    "torch.compile(model) compiles around its encoder"
+)
+
 
 class EncoderReached(BaseException):
     """Carries what a model hands to its encoder out of the model's forward; see
@@ -207,6 +213,7 @@ class SwappedEncoder(PackedEncoder):
                 + "; or filbert.revert(model)"
             )
         self.check_unwritten()
+        refuse_recording("a converted model", hidden_states, _INSTEAD)
         if stop_at_encoder.get():
             raise EncoderReached(self, hidden_states)
         self._check_inference(hidden_states)
@@ -360,7 +367,12 @@ def _keep_dynamo_out() -> None:
     imports Dynamo, which every transformers model has imported already.
     """
     if not hasattr(SwappedEncoder.forward, "_torchdynamo_disable"):
-        disabled = torch.compiler.disable(SwappedEncoder.forward)
+        disabled = torch.compiler.disable(
+            SwappedEncoder.forward,
+            reason="filbert's packed encoder is compiled around, not through: the number of its "
+            "rows depends on the values of the mask. Try torch.compile(model) without "
+            "fullgraph=True, or filbert.revert(model) before exporting it",
+        )
         SwappedEncoder.forward = disabled  # type: ignore[method-assign]
 
 
