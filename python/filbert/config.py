@@ -8,8 +8,11 @@ from typing import Any
 
 __all__ = ["PackedEncoderConfig"]
 
-#: raised when a field changes its meaning, so that an old file is refused and not misread
-VERSION = 1
+#: raised when a field comes or changes its meaning, so that a file is never misread
+VERSION = 2
+#: the fields that came with a version, and what files of an earlier one meant
+_CAME = {2: {"masked_rows": "zero"}}
+MASKED_ROWS = ("zero", "compute")
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,20 @@ class PackedEncoderConfig:
             ``b_o + W_o b_v``, summed in float64.
         check: Run the original and the packed encoder on a small padded input before the swap is
             kept, and refuse the encoder if they differ. Only turn this off to save its time.
+        masked_rows: What the encoder answers at places outside the attention mask. ``"zero"``:
+            zeros, and no time is spent on them. ``"compute"``: the hidden states that plain
+            transformers computes there, of queries that see the kept keys only, for those who read
+            them (ColBERT's and PyLate's query expansion); padding then costs what it costs there.
+            :func:`filbert.embed` pools over kept tokens and is the same with both.
     """
 
     fold_bias: bool = True
     check: bool = True
+    masked_rows: str = "zero"
+
+    def __post_init__(self) -> None:
+        if self.masked_rows not in MASKED_ROWS:
+            raise ValueError(f"masked_rows: got {self.masked_rows!r}, need one of {MASKED_ROWS}")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and the ``version`` of their meaning, ready for ``json.dump``."""
@@ -37,14 +50,18 @@ class PackedEncoderConfig:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: another version, unknown or missing fields, or a value that is no bool.
+            ValueError: a later version, unknown or missing fields, or a value that does not fit.
         """
         values = dict(data)
         version = values.pop("version", None)
         names = {field.name for field in fields(cls)}
         problems = []
-        if version != VERSION:
-            problems.append(f"version is {version!r}, need {VERSION}")
+        if version not in range(1, VERSION + 1):
+            problems.append(f"version is {version!r}, need {VERSION} or less")
+        else:
+            for later, came in _CAME.items():
+                if version < later:
+                    values = {**came, **values}
         if unknown := sorted(set(values) - names):
             problems.append(f"unknown fields {unknown}, known are {sorted(names)}")
         if missing := sorted(names - set(values)):
@@ -52,8 +69,12 @@ class PackedEncoderConfig:
         problems += [
             f"{name} is {value!r}, need True or False"
             for name, value in values.items()
-            if name in names and not isinstance(value, bool)
+            if name in names and name != "masked_rows" and not isinstance(value, bool)
         ]
+        if values.get("masked_rows", "zero") not in MASKED_ROWS:
+            problems.append(
+                f"masked_rows is {values['masked_rows']!r}, need one of {MASKED_ROWS}"
+            )
         if problems:
             raise ValueError(
                 "not a PackedEncoderConfig: " + "; ".join(problems) + "; try PackedEncoderConfig()"

@@ -61,7 +61,8 @@ def convert(
 
     BERT, RoBERTa, XLM-R, CamemBERT, DistilBERT, ELECTRA and relatives, with any head or none. The
     model is called as before and is for inference only: run it in eval mode, inside
-    ``torch.inference_mode()`` or ``torch.no_grad()``. Rows that are padding come back as zeros.
+    ``torch.inference_mode()`` or ``torch.no_grad()``. Rows that are padding come back as zeros, or
+    with ``PackedEncoderConfig(masked_rows="compute")`` as transformers computes them.
     ``state_dict`` and ``save_pretrained`` give the original names and weights; casting and moving
     the model packs it again. Converting a converted model does nothing.
 
@@ -286,7 +287,8 @@ def _swap(model: nn.Module, candidate: _Candidate, config: PackedEncoderConfig) 
 
 def _disagreement(example: Example, replacement: SwappedEncoder) -> list[str]:
     try:
-        worst, allowed = difference(example, replacement)
+        every_row = replacement.masked_rows == "compute"
+        worst, allowed = difference(example, replacement, every_row)
     except Exception as error:  # whatever it raises, the packed encoder does not run like it
         return [f"the packed encoder could not be run on a small input ({_line(error)})"]
     if worst <= allowed:

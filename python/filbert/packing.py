@@ -38,6 +38,8 @@ class PackedBatch:
         max_seqlen: length of the longest sequence, in rows.
         batch_size: number of sequences; empty ones count.
         seq_len: padded length.
+        key_bias: ``[T]`` float32, what :func:`filbert.attn_varlen` adds to every score of a row as
+            a key, or None. See :meth:`keeping_every_row`.
     """
 
     indices: Tensor
@@ -46,9 +48,12 @@ class PackedBatch:
     max_seqlen: int
     batch_size: int
     seq_len: int
+    key_bias: Tensor | None = None
 
     @classmethod
-    def from_mask(cls, mask: Tensor, batch_size: int | None = None) -> PackedBatch:
+    def from_mask(
+        cls, mask: Tensor, batch_size: int | None = None, *, every_query: bool = False
+    ) -> PackedBatch:
         """Reads a padding mask. Padding may be on the left, on the right or scattered.
 
         Args:
@@ -60,6 +65,7 @@ class PackedBatch:
                   (Hugging Face uses the lowest finite value) does not.
 
             batch_size: the batch size where the mask's first dimension is 1 and stands for all.
+            every_query: also the queries that are padding must see the kept keys and no others.
 
         Raises:
             TypeError: not a tensor, or a 4-D mask of integers.
@@ -78,7 +84,7 @@ class PackedBatch:
             keep = mask if mask.dtype == torch.bool else mask != 0
             negative = None if mask.dtype in _NEVER_NEGATIVE else (mask < 0).any()
         elif mask.ndim == 4:
-            keep = _keep_of_4d(mask)
+            keep = _keep_of_4d(mask, every_query)
         else:
             raise ValueError(
                 f"mask: got shape {tuple(mask.shape)}, need [B, S] or [B|1, H|1, S|1, S]; "
@@ -193,6 +199,15 @@ class PackedBatch:
             return None
         return ops.attn_tiles(self.cu_seqlens, self.cu_seqlens, self.num_rows, self.num_rows)
 
+    def keeping_every_row(self) -> PackedBatch:
+        """The batch of all places, padding included, in which padding is no key: its rows are
+        computed, and no other row sees them. Itself where nothing is padded."""
+        if self._is_full:
+            return self
+        every = PackedBatch.full(self.batch_size, self.seq_len, self.indices.device)
+        bias = torch.zeros(self.places.shape, dtype=torch.float32, device=self.indices.device)
+        return replace(every, key_bias=bias.masked_fill_(self.places < 0, float("-inf")))
+
     @property
     def num_rows(self) -> int:
         """T, the number of packed rows."""
@@ -272,6 +287,7 @@ class PackedBatch:
             indices=self.indices.to(device),
             cu_seqlens=self.cu_seqlens.to(device),
             positions=self.positions.to(device),
+            key_bias=None if self.key_bias is None else self.key_bias.to(device),
         )
 
     def _check_rows(self, rows: Tensor) -> None:
@@ -309,7 +325,7 @@ def _as_matrix(rows: Tensor) -> Tensor:
     return flat if flat.shape[1] < 2 or flat.stride(1) == 1 else flat.contiguous()
 
 
-def _keep_of_4d(mask: Tensor) -> Tensor:
+def _keep_of_4d(mask: Tensor, every_query: bool) -> Tensor:
     """``[B|1, S]`` bool from a 4-D mask, reading every query row only where it is really stored."""
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(
@@ -338,7 +354,7 @@ def _keep_of_4d(mask: Tensor) -> Tensor:
     attends = _attends(mask)
     keep = attends.any(2).any(1)  # [B, S]
     agrees = attends == keep[:, None, None, :]
-    if mask.shape[2] > 1:  # what a dropped query would see does not matter
+    if mask.shape[2] > 1 and not every_query:  # what a dropped query would see does not matter
         agrees |= ~keep[:, None, :, None]
     if not bool(agrees.all()):
         raise ValueError(

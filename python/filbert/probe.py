@@ -69,14 +69,17 @@ def make_example(owner: nn.Module | None, encoder: nn.Module, hidden_size: int) 
         return Example(args, kwargs, encoder(*args, **kwargs))
 
 
-def difference(example: Example, replacement: nn.Module) -> tuple[float, float]:
-    """``(largest absolute difference, largest allowed)`` of the two on the rows that are kept."""
+def difference(
+    example: Example, replacement: nn.Module, every_row: bool = False
+) -> tuple[float, float]:
+    """``(largest absolute difference, largest allowed)`` of the two on the rows that are kept, or
+    on those outside the mask as well."""
     with torch.no_grad():
         got = _first(replacement(*example.args, **example.kwargs))
     want = example.hidden
     if got.shape != want.shape or got.dtype != want.dtype:
         return float("inf"), 0.0
-    kept = _KEEP.to(want.device).bool()
+    kept = _KEEP.to(want.device).bool() | every_row
     allowed = allowed_difference(want[kept])
     want, got = want[kept].double(), got[kept].double()
     worst = float((got - want).abs().max())

@@ -134,7 +134,8 @@ def rows_of_encoder(name: str, encoder: SwappedEncoder) -> list[ReportRow]:
         type(encoder).__name__,
         f"rows {str(encoder.compute_dtype).removeprefix('torch.')}",
         sum(row.bytes for row in rows),
-        f"packed once for {len(encoder.layers)} layers",
+        f"packed once for {len(encoder.layers)} layers; rows outside the mask: "
+        + {"zero": "zeros", "compute": "computed, not packed"}[encoder.masked_rows],
     )
     return [head, *_merge_layers(rows, f"{name}.{encoder.list_name}.")]
 

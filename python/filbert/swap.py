@@ -73,6 +73,7 @@ class SwappedEncoder(PackedEncoder):
         self.read_layers = read_layers
         self.convention = convention
         self.filbert_config = config
+        self.masked_rows = config.masked_rows
         self.refusals: list[str] = []
         lists = [n for n, m in original.named_children() if isinstance(m, nn.ModuleList)]
         self.list_name = lists[0]
@@ -193,7 +194,8 @@ class SwappedEncoder(PackedEncoder):
                 ``output_hidden_states`` and ``return_dict`` are done.
 
         Returns:
-            What the original returns. Rows that were padding are zeros.
+            What the original returns. Rows that were padding are zeros, unless the encoder was
+            converted with ``masked_rows="compute"``.
 
         Raises:
             NotImplementedError: an argument that asks for something else, such as attentions, a

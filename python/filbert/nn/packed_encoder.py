@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..config import PackedEncoderConfig
 from ..packing import PackedBatch
 from ..refusals import below_autograd
 from .dense import PackedLinear, gelu_kind, row_dtype
@@ -180,8 +181,9 @@ class PackedLayer(nn.Module):
             k, v = self._by_blocks(self.key_value, rows).view(-1, 2, *heads).unbind(1)
         cu, longest = batch.cu_seqlens, batch.max_seqlen
         context, _ = ops.attn_varlen(
-            q, k, v, cu, cu, longest, longest, self.scale, tiles=batch.tiles
-        )
+            q, k[: batch.num_rows], v[: batch.num_rows], cu, cu, longest, longest, self.scale,
+            key_bias=batch.key_bias, tiles=batch.tiles,
+        )  # fmt: skip
         return self._by_blocks(self._finish, context.flatten(1), rows)
 
     def forward_first(self, rows: Tensor, batch: PackedBatch) -> Tensor:
@@ -201,8 +203,9 @@ class PackedLayer(nn.Module):
         # One query row a sequence; an empty one has no keys, and what becomes of it is dropped.
         one_each = torch.arange(batch.batch_size + 1, dtype=torch.int32, device=rows.device)
         context, _ = ops.attn_varlen(
-            q, k, v, one_each, batch.cu_seqlens, 1, batch.max_seqlen, self.scale
-        )
+            q, k[: batch.num_rows], v[: batch.num_rows], one_each, batch.cu_seqlens, 1,
+            batch.max_seqlen, self.scale, key_bias=batch.key_bias,
+        )  # fmt: skip
         empty = (batch.lengths == 0).unsqueeze(1)
         done = self._by_blocks(self._finish, context.flatten(1), first)
         return done[: batch.batch_size].masked_fill(empty, 0)
@@ -247,6 +250,7 @@ class PackedEncoder(nn.Module):
     Args:
         parts: one :class:`LayerParts` per layer.
         fold_bias: see :class:`filbert.config.PackedEncoderConfig`.
+        masked_rows: likewise.
 
     Attributes:
         model_dtype: dtype of the padded input and output.
@@ -255,8 +259,13 @@ class PackedEncoder(nn.Module):
         trainable: a weight required a gradient when it was packed.
     """
 
-    def __init__(self, parts: Sequence[LayerParts], *, fold_bias: bool = True) -> None:
+    masked_rows = "zero"
+
+    def __init__(
+        self, parts: Sequence[LayerParts], *, fold_bias: bool = True, masked_rows: str = "zero"
+    ) -> None:
         super().__init__()
+        self.masked_rows = PackedEncoderConfig(masked_rows=masked_rows).masked_rows
         self.trainable = any(p.requires_grad for part in parts for p in part.parameters())
         self._build(parts, fold_bias)
 
@@ -339,7 +348,8 @@ class PackedEncoder(nn.Module):
             attention_mask: anything :meth:`PackedBatch.from_mask` reads, or None for no padding.
 
         Returns:
-            ``[B, S, N]`` in ``model_dtype``, zero where padding was.
+            ``[B, S, N]`` in ``model_dtype``; where padding was, zeros, or with
+            ``masked_rows="compute"`` its hidden states.
         """
         self._check_inference(hidden_states)
         batch = self.read_mask(hidden_states, attention_mask)
@@ -347,7 +357,8 @@ class PackedEncoder(nn.Module):
         return batch.unpack(rows.to(hidden_states.dtype))
 
     def read_mask(self, hidden_states: Tensor, attention_mask: Tensor | None) -> PackedBatch:
-        """The batch that ``attention_mask`` describes; checks it against ``hidden_states``."""
+        """The batch that ``attention_mask`` describes; checks it against ``hidden_states``. With
+        ``masked_rows="compute"`` it holds every place, and those outside the mask are no keys."""
         if hidden_states.ndim != 3 or hidden_states.shape[2] != self.hidden_size:
             raise ValueError(
                 f"hidden_states: got shape {tuple(hidden_states.shape)}, "
@@ -356,13 +367,14 @@ class PackedEncoder(nn.Module):
         batch_size, seq_len = hidden_states.shape[:2]
         if attention_mask is None:
             return PackedBatch.full(batch_size, seq_len, hidden_states.device)
-        batch = PackedBatch.from_mask(attention_mask, batch_size)
+        every = self.masked_rows == "compute"
+        batch = PackedBatch.from_mask(attention_mask, batch_size, every_query=every)
         if batch.seq_len != seq_len:
             raise ValueError(
                 f"attention_mask: got {batch.seq_len} places (shape "
                 f"{tuple(attention_mask.shape)}), need {seq_len} as in hidden_states"
             )
-        return batch
+        return batch.keeping_every_row() if every else batch
 
     def _check_inference(self, x: Tensor) -> None:
         if self.training and self.dropout > 0:
