@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .convert import owner_of
+from .integrations.holders import module_of
 from .packing import PackedBatch, mean_of_segments
 from .pooling import embed, unit_length
 from .probe import allowed_difference
@@ -93,7 +94,7 @@ class CapturedEncoder:
         # What a call changes: where sequences begin, then three rows of token data. All in one, so
         # that one copy brings it. Zeros are a valid call.
         size = self._static_size(self.buckets[-1])
-        with torch.inference_mode():
+        with torch.no_grad():
             self._static = torch.zeros(size, dtype=torch.int64, device=self.device)
             # The largest first: the others fit in the memory that it leaves to the pool.
             self._graphs = {
@@ -179,7 +180,7 @@ class CapturedEncoder:
                 "try filbert.capture(model, ...) again"
             )
         self.encoder.check_unwritten()
-        with torch.inference_mode():
+        with torch.no_grad():
             ids = input_ids.cpu()
             mask = torch.ones_like(ids) if attention_mask is None else attention_mask.cpu()
             batch = PackedBatch.from_mask(mask)
@@ -376,6 +377,7 @@ def capture(
             f"buckets, max_sequences: got {sizes} and {max_sequences}, need token counts and a "
             "number of sequences of 1 or more"
         )
+    model = module_of(model, "capture")
     encoder, _ = _front_of(model)
     device = next(encoder.packed_layers.buffers()).device
     if device.type != "cuda":

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from .config import PackedEncoderConfig
+from .integrations.holders import module_of
 from .probe import Example, difference, make_example
 from .reporting import Report, ReportRow, left_alone, rows_of_encoder
 from .swap import SwappedEncoder
 
 __all__ = ["ConvertError", "convert", "report", "revert"]
 
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model")
 
 #: why the last convert left an encoder alone, for report
 _refused: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
@@ -77,7 +78,8 @@ def convert(
     each copy packs its own. ``share_memory`` shares what is not packed.
 
     Args:
-        model: any module; float32 or bfloat16 weights, on a CUDA device also float16.
+        model: any module; float32 or bfloat16 weights, on a CUDA device also float16. Or what keeps
+            one as its ``model``, such as a pipeline.
         config: settings; the defaults if not given.
         strict: refuse the whole model if any encoder in it is refused. If False, what can be
             converted is, and :func:`report` says why the rest was left.
@@ -86,6 +88,7 @@ def convert(
         ``model``.
 
     Raises:
+        TypeError: no model.
         ConvertError: with all reasons at once: a decoder or cross-attention, training mode with
             dropout, ``output_attentions`` in the model's config, an unsupported head dimension,
             dtype or device, weights that are shared, quantised or wrapped by adapters, anything in
@@ -94,9 +97,13 @@ def convert(
 
     Paper: ByteTransformer, arXiv 2210.03052.
     """
+    _convert(module_of(model, "convert"), config or PackedEncoderConfig(), strict)
+    return model
+
+
+def _convert(model: nn.Module, config: PackedEncoderConfig, strict: bool) -> None:
     from .integrations.calling import drop_capture_hooks
 
-    config = config or PackedEncoderConfig()
     done = [(n, m) for n, m in model.named_modules() if isinstance(m, SwappedEncoder)]
     if other := [n for n, m in done if m.filbert_config != config]:
         raise ConvertError(
@@ -133,7 +140,6 @@ def convert(
         )
     if swapped:
         drop_capture_hooks(model)
-    return model
 
 
 def revert(model: Model) -> Model:
@@ -147,31 +153,32 @@ def revert(model: Model) -> Model:
     """
     from .integrations.calling import drop_capture_hooks
 
-    if isinstance(model, SwappedEncoder):
+    module = module_of(model, "revert")
+    if isinstance(module, SwappedEncoder):
         raise ValueError(
             "revert: got the packed encoder itself, need the model that holds it, because the "
             "encoder is replaced there"
         )
-    swapped = {m for m in model.modules() if isinstance(m, SwappedEncoder)}
+    swapped = {m for m in module.modules() if isinstance(m, SwappedEncoder)}
     for encoder in swapped:
         encoder.check_unwritten()
     for encoder in swapped:
         encoder.unpack_weights()
         encoder.original.train(encoder.training)
-        _replace(model, encoder, encoder.original)
+        _replace(module, encoder, encoder.original)
     if swapped:
-        drop_capture_hooks(model)
+        drop_capture_hooks(module)
     return model
 
 
-def report(model: nn.Module) -> Report:
+def report(model: Any) -> Report:
     """What :func:`convert` made of every part of ``model``.
 
     Returns:
         An iterable of :class:`~filbert.reporting.ReportRow` (name, was, now, kernel, bytes, reason)
         that prints as an aligned table.
     """
-    return Report(list(_rows("", model)))
+    return Report(list(_rows("", module_of(model, "report"))))
 
 
 def _rows(name: str, module: nn.Module) -> Iterator[ReportRow]:

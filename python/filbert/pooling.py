@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from .convert import owner_of
+from .integrations.holders import is_sentence_transformer, module_of, recipe_of
 from .packing import PackedBatch
 from .swap import EncoderReached, SwappedEncoder, stop_at_encoder
 
@@ -15,26 +17,30 @@ __all__ = ["embed"]
 
 
 def embed(
-    model: nn.Module,
+    model: Any,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
-    pooling: str = "mean",
-    normalize: bool = False,
+    pooling: str | None = None,
+    normalize: bool | None = None,
     **embedding_kwargs: Any,
 ) -> Any:
     """Runs a converted model's encoder on packed rows and pools them, without ever unpacking.
 
     The model's own code makes the embeddings, so position and token-type rules, projections and
     extra inputs are its own; a task head is not run. With ``pooling="cls"`` the last layer computes
-    only the rows that are needed.
+    only the rows that are needed. No gradient is recorded, and what is returned is an ordinary
+    tensor: it may be what a trained module is fed with.
 
     Args:
-        model: a model given to :func:`filbert.convert`, with one encoder, with a task head or not.
+        model: a model given to :func:`filbert.convert`, with one encoder, with a task head or not;
+            or a SentenceTransformer or pipeline that holds one.
         input_ids: ``[B, S]`` integers.
         attention_mask: ``[B, S]``, nonzero keeps the token; all are kept if not given. Padding may
             be on either side.
-        pooling: ``"mean"`` over the kept tokens; ``"cls"``, the first kept token; ``"none"``.
-        normalize: scale each embedding to length 1. A zero vector stays zero.
+        pooling: ``"mean"`` over the kept tokens; ``"cls"``, the first kept token; ``"none"``. If
+            not given, what a SentenceTransformer says itself, and otherwise ``"mean"``.
+        normalize: scale each embedding to length 1. A zero vector stays zero. If not given, what a
+            SentenceTransformer does itself, and otherwise False.
         embedding_kwargs: further inputs of the model, such as ``token_type_ids``.
 
     Returns:
@@ -42,17 +48,27 @@ def embed(
         rows ``[T, N]`` and their :class:`~filbert.packing.PackedBatch`.
 
     Raises:
-        ValueError: a model without exactly one packed encoder, shapes that do not fit, or an
-            unknown ``pooling``.
+        TypeError: no model, or no tensor of ids.
+        ValueError: a model without exactly one packed encoder, shapes that do not fit, an unknown
+            ``pooling``, or a SentenceTransformer that does more than to pool and normalize.
         RuntimeError: as in calling the model.
     """
+    model = module_of(model, "embed")
+    recipe = recipe_of(model) if pooling is None or normalize is None else {}
+    pooling = recipe["pooling"] if pooling is None else pooling
+    normalize = recipe["normalize"] if normalize is None else normalize
     if pooling not in ("mean", "cls", "none"):
         raise ValueError(f"pooling: got {pooling!r}, need 'mean', 'cls' or 'none'")
-    encoders = {m for m in model.modules() if isinstance(m, SwappedEncoder)}
+    encoders = {m: n for n, m in model.named_modules() if isinstance(m, SwappedEncoder)}
     if len(encoders) != 1:
         raise ValueError(
             f"model: got {type(model).__name__} with {len(encoders)} packed encoders, need one; "
             "try filbert.convert(model)"
+        )
+    if not isinstance(input_ids, Tensor):
+        raise TypeError(
+            f"input_ids: got {type(input_ids).__name__}, need a tensor [B, S]; try what the "
+            "model's tokenizer gives for return_tensors='pt'"
         )
     if input_ids.ndim != 2:
         raise ValueError(f"input_ids: got shape {tuple(input_ids.shape)}, need [B, S]")
@@ -61,7 +77,10 @@ def embed(
             f"attention_mask: got shape {tuple(attention_mask.shape)}, need "
             f"{tuple(input_ids.shape)} like input_ids"
         )
-    with torch.inference_mode():
+    if is_sentence_transformer(model):  # what it holds takes ids
+        (name,) = encoders.values()
+        model = owner_of(model, name) or model
+    with torch.no_grad():
         encoder, hidden_states = _embeddings(
             model, input_ids=input_ids, attention_mask=attention_mask, **embedding_kwargs
         )
@@ -87,7 +106,7 @@ def unit_length(pooled: Tensor) -> Tensor:
     return F.normalize(pooled.float(), dim=-1)
 
 
-def _embeddings(model: nn.Module, **inputs: Any) -> tuple[SwappedEncoder, Tensor]:
+def _embeddings(model: Any, **inputs: Any) -> tuple[SwappedEncoder, Tensor]:
     """Runs ``model`` up to its encoder."""
     token = stop_at_encoder.set(True)
     try:

@@ -48,7 +48,11 @@ def drop_capture_hooks(model: nn.Module) -> None:
 
 
 #: arguments that mean nothing to an encoder without cache, cross-attention or relative positions
-_IGNORED = {"use_cache", "position_ids", "cache_position", "num_items_in_batch"}
+_IGNORED = {
+    "use_cache", "position_ids", "cache_position",
+    # of the loss, which is computed after the encoder
+    "num_items_in_batch", "shift_labels", "ignore_index",
+}  # fmt: skip
 _RENAMED = {"x": "hidden_states", "attn_mask": "attention_mask"}
 
 

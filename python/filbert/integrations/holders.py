@@ -1,0 +1,76 @@
+"""What holds a model and is handed over in its place: pipelines, SentenceTransformers, wrappers."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+from torch import nn
+
+__all__ = ["is_sentence_transformer", "module_of", "recipe_of"]
+
+#: what the modules of a SentenceTransformer are called after its Transformer, where it does no more
+#: than filbert.embed can
+_MODULES = ("Pooling", "Normalize", "Dropout")
+
+
+def module_of(model: Any, who: str) -> nn.Module:
+    """``model``, or the module that it keeps as its ``model``, as a pipeline does.
+
+    Raises:
+        TypeError: neither; the message says what to pass.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    held = getattr(model, "model", None)
+    if isinstance(held, nn.Module):
+        return held
+    if isinstance(model, (str, PathLike)):
+        advice = f"filbert.{who}(AutoModel.from_pretrained({str(model)!r}).eval())"
+        if who != "convert":
+            advice = f"what filbert.convert(AutoModel.from_pretrained({str(model)!r}).eval()) gives"
+    elif isinstance(model, type):
+        advice = f"an instance: {model.__name__}(...) or {model.__name__}.from_pretrained(...)"
+    else:
+        advice = "the torch.nn.Module in it"
+    raise TypeError(
+        f"{who}: got {model!r:.60} ({type(model).__name__}), need a model (torch.nn.Module), or a "
+        f"pipeline that holds one; try {advice}"
+    )
+
+
+def is_sentence_transformer(model: nn.Module) -> bool:
+    """Whether ``model`` is one of sentence-transformers' own, which take a dict of features."""
+    return any(c.__module__.startswith("sentence_transformers.") for c in type(model).__mro__)
+
+
+def recipe_of(model: nn.Module) -> dict[str, Any]:
+    """``pooling`` and ``normalize`` as a SentenceTransformer's own modules do them after its
+    Transformer; the mean as it is for any other model.
+
+    Raises:
+        ValueError: it pools in another way, or does more than that.
+    """
+    parts = list(model.children()) if is_sentence_transformer(model) else []
+    modes = [_pooling_of(part) for part in parts if type(part).__name__ == "Pooling"]
+    if not modes:
+        return {"pooling": "mean", "normalize": False}
+    kinds = [type(part).__name__ for part in parts[1:]]
+    if set(kinds) - set(_MODULES) or modes not in (["mean"], ["cls"]):
+        raise ValueError(
+            f"model: {type(model).__name__} does {', '.join(kinds)} after its transformer (pooling "
+            f"{', '.join(modes)}), need the mean or the first token; try model.encode, which runs "
+            "the converted transformer too, or pooling= and normalize= as you want them"
+        )
+    return {"pooling": modes[0], "normalize": "Normalize" in kinds}
+
+
+def _pooling_of(part: nn.Module) -> str:
+    """The mode in a word, from sentence-transformers before and after version 6."""
+    mode = getattr(part, "pooling_mode", None)
+    if mode is None:
+        get = getattr(part, "get_pooling_mode_str", lambda: "unknown")
+        mode = get()
+    if not getattr(part, "include_prompt", True):
+        mode = f"{mode} without the prompt"
+    return mode if isinstance(mode, str) else "+".join(map(str, mode))
