@@ -70,12 +70,14 @@ def test_kill_9_and_again_gives_the_same_bytes(place: Path) -> None:
     assert code == -signal.SIGKILL
     assert 0 < state["rows_done"] < ROWS
     assert not (place / "cut.npy").exists()
+    assert (place / "cut.npy.lock").exists()  # and stops nobody
     again = start(place, "embed", "model", "texts.txt", "cut.npy")
     said, words = again.communicate(timeout=300)
     assert again.returncode == 0, words
     assert f"{state['rows_done']:,} texts from an earlier run" in said
     assert (place / "cut.npy").read_bytes() == (place / "whole.npy").read_bytes()
-    assert not (place / "cut.npy.partial").exists()
+    left = {path.name for path in place.glob("cut.npy*")}
+    assert left == {"cut.npy", "cut.npy.state.json"}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")

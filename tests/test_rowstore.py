@@ -16,8 +16,10 @@ import pytest
 from filbert import rowstore, textfile
 from filbert.embedder import Embedder
 from filbert.embedding import EmbedJob, run_job
+from filbert.outputlock import OutputLock
 from filbert.rowstore import RowStore
 from filbert.textfile import EmbedError
+from instant_embedder import InstantEmbedder
 from tiny_model import save_tiny_bert, sentence
 
 
@@ -38,25 +40,6 @@ def job(folder: Path, tmp_path: Path) -> EmbedJob:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(textfile, "CHUNK_ROWS", 9)
     monkeypatch.setattr(rowstore, "ROW_GROUP", 16)
-
-
-class InstantEmbedder:
-    """Rows that depend on the text and the pooling alone, with no model behind them."""
-
-    dimension, max_length = 3, 48
-
-    def __init__(self, pooling: str | None) -> None:
-        self.sign = -1.0 if pooling == "cls" else 1.0
-
-    def tokenize(self, texts: list[str]) -> list[list[int]]:
-        return [[0, *text.encode(), 0] for text in texts]
-
-    def embed_ids(
-        self, ids: list[list[int]], batches: list[list[int]], on_batch: Callable[[int, int], None]
-    ) -> np.ndarray:
-        on_batch(len(ids), sum(map(len, ids)))
-        rows = [[len(one), sum(one), hash(tuple(one)) % 1000] for one in ids]
-        return self.sign * np.array(rows, dtype=np.float32)
 
 
 class Killed(BaseException):
@@ -239,14 +222,36 @@ def test_damaged_leftovers_are_refused(job: EmbedJob, monkeypatch: pytest.Monkey
     assert np.load(job.output).shape == (40, 64)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="file locks are used on POSIX systems only")
-def test_two_runs_at_once(job: EmbedJob) -> None:
-    store = RowStore(job.output, {}, 40)
-    store.begin(64, resume=False)
-    with pytest.raises(EmbedError, match="another process is writing"):
-        run_job(replace(job, restart=True))
-    store.close()
-    run_job(replace(job, restart=True))
+@pytest.mark.parametrize("finished", [False, True], ids=["before the end", "at the end"])
+def test_a_file_that_another_program_wrote_meanwhile(
+    job: EmbedJob, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    """It knows nothing of locks: its file stays, and the rows wait in the partial file."""
+
+    def meanwhile(store: RowStore) -> None:
+        job.output.write_bytes(b"precious")
+        if not finished:
+            raise Killed
+        finish(store)
+
+    finish = RowStore.finish
+    with monkeypatch.context() as patch:
+        patch.setattr(RowStore, "finish", meanwhile)
+        with pytest.raises(EmbedError if finished else Killed):
+            run_job(job)
+    for _ in range(2):
+        with pytest.raises(EmbedError, match="was written by something else after this job began"):
+            run_job(job)
+    assert job.output.read_bytes() == b"precious"
+    job.output.unlink()
+    assert run_job(job).new_rows == 0
+    assert np.load(job.output).shape == (40, 64)
+
+
+def test_rows_are_written_only_under_the_lock(job: EmbedJob) -> None:
+    store = RowStore(OutputLock(job.output), {}, 40)
+    with pytest.raises(RuntimeError, match="is not held"):
+        store.begin(64, resume=False)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])

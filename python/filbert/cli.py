@@ -19,10 +19,11 @@ __all__ = ["main"]
 _EMBED_HELP = """\
 Embeds every text of INPUT with the model in the folder MODEL, padding-free.
 
-INPUT is UTF-8: one text per line (row i of OUTPUT is line i; an empty line is an empty text), or
-with a name in .jsonl one JSON object per line. OUTPUT ends in .npy (float32 [texts, N]) or in
-.parquet (columns row and embedding). Killed at any moment, the same command continues where it
-stopped; until it is done, what there is lies in OUTPUT.partial and OUTPUT.state.json.
+INPUT is UTF-8: one text per line (row i of OUTPUT is line i; an
+empty line is an empty text), or with a name in .jsonl one JSON object per line. OUTPUT ends in .npy
+(float32 [texts, N]) or in .parquet (columns row and embedding). Killed at any moment, the same
+command continues where it stopped; until it is done, what there is lies in OUTPUT.partial and
+OUTPUT.state.json, and OUTPUT.lock says which process is at work.
 """
 
 
@@ -92,9 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument(
         "--format", choices=["lines", "jsonl"], help="of INPUT (default: by its name)"
     )
-    embed.add_argument(
-        "--field", default="text", metavar="NAME", help="jsonl field with the text (default: text)"
-    )
+    embed.add_argument("--field", metavar="NAME", help="jsonl field with the text (default: text)")
     embed.add_argument("--threads", type=_positive, metavar="N", help="CPU threads")
     embed.add_argument(
         "--convert",

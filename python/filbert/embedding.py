@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .embedder import Embedder, ModelFolder
+from .outputlock import OutputLock
 from .rowstore import RowStore, require_pyarrow
 from .textfile import EmbedError, TextFile
 
@@ -153,7 +154,8 @@ def run_job(job: EmbedJob) -> EmbedResult:
     The output is byte for byte the same however often the job was killed and begun again.
 
     Raises:
-        EmbedError: the job cannot be done as asked; nothing is lost that an earlier run had done.
+        EmbedError: the job cannot be done as asked, or another process is at work on this output;
+            nothing is lost that an earlier run had done.
         filbert.ConvertError: the model cannot run packed; all reasons at once.
         OSError: the disk is full, or a file may not be read or written.
     """
@@ -164,15 +166,21 @@ def run_job(job: EmbedJob) -> EmbedResult:
         job = replace(job, batch_tokens=BATCH_TOKENS)
     if job.threads is not None:
         torch.set_num_threads(job.threads)
+    with OutputLock(job.output) as lock:
+        return _run_locked(job, lock)
+
+
+def _run_locked(job: EmbedJob, lock: OutputLock) -> EmbedResult:
     folder = ModelFolder.read(job.model)
     guess: Literal["lines", "jsonl"] = (
         "jsonl" if job.input.suffix in (".jsonl", ".ndjson") else "lines"
     )
     text = TextFile.scan(job.input, job.format or guess, job.field)
-    store = RowStore(job.output, _identity(job, folder, text), text.rows)
+    store = RowStore(lock, _identity(job, folder, text), text.rows)
     status = "new" if job.restart else store.status()
     if status == "complete":
         return EmbedResult(text.rows, store.dimension, 0, 0, 0.0, already_complete=True)
+    lock.require()
     embedder = Embedder.load(
         folder,
         dtype=job.dtype,

@@ -5,7 +5,8 @@ An output is built beside its final name. ``OUTPUT.partial`` grows by whole chun
 anywhere: the rows reach the disk before the journal names them, the journal says *finished* before
 the one atomic rename that makes the output appear. Whatever a killed run wrote past the journal is
 cut off by the next one. Rows are appended with plain writes, not through a memory map, so that a
-full disk is an error one can read and not a SIGBUS.
+full disk is an error one can read and not a SIGBUS. All of it is read and written under the
+output's lock, so that no decision rests on what another job is about to change.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from .outputlock import OutputLock
 from .textfile import EmbedError
 
 __all__ = ["RowStore", "require_pyarrow"]
@@ -57,18 +59,20 @@ def _replace(source: Path, target: Path) -> None:
 
 
 class RowStore:
-    """float32 rows on their way into ``output``, in order, across any number of runs.
+    """float32 rows on their way into an output, in order, across any number of runs.
 
     Args:
-        output: the final name, ending in ``.npy`` (an array ``[rows, N]``) or ``.parquet``
-            (columns ``row`` int64 and ``embedding`` fixed-size list of float32).
+        lock: of the output, held from before :meth:`status` to after the last call. The output's
+            name ends in ``.npy`` (an array ``[rows, N]``) or ``.parquet`` (columns ``row`` int64
+            and ``embedding`` fixed-size list of float32).
         identity: everything that decides the result, as flat JSON values; a run may only continue
             what was begun with the same identity.
         rows: how many rows the finished output has.
     """
 
-    def __init__(self, output: Path, identity: dict[str, Any], rows: int) -> None:
-        self.output = output
+    def __init__(self, lock: OutputLock, identity: dict[str, Any], rows: int) -> None:
+        self.lock = lock
+        self.output = output = lock.output
         self.identity = identity
         self.rows = rows
         self.rows_done = 0
@@ -80,6 +84,8 @@ class RowStore:
         self.parquet = output.suffix == ".parquet"
         self._ready = output.with_name(output.name + ".ready") if self.parquet else self.partial
         self._file: IO[bytes] | None = None
+        #: the output that stood there when this job began, see :func:`_stamp`
+        self._beneath: list[int] | None = None
 
     def status(self) -> Literal["new", "resume", "complete"]:
         """What is on disk for this output; finishes a run that was killed just before its rename.
@@ -111,7 +117,9 @@ class RowStore:
                 "begin again and replace it"
             )
         self.dimension = state["dimension"]
+        self._beneath = state.get("beneath", _stamp(self.output))
         if not state["finished"]:
+            self._check_beneath()
             if not self.partial.exists() or not state["rows_done"]:
                 return "new"
             self.rows_done, self.input_offset = state["rows_done"], state["input_offset"]
@@ -131,11 +139,12 @@ class RowStore:
         """Opens the partial file for rows of ``dimension`` values, cut to what the journal names.
 
         Raises:
-            EmbedError: another process is at work on this output, or the partial file is too short.
+            EmbedError: the partial file is too short.
+            OSError: the lock is not held, because nothing may be written here.
         """
+        self.lock.require()
         handle = os.open(self.partial, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         file = self._file = os.fdopen(handle, "r+b")
-        _lock(file, self.output)
         if resume:
             end = len(self._header(dimension)) + self.rows_done * dimension * 4
             size = os.fstat(handle).st_size
@@ -148,6 +157,7 @@ class RowStore:
             file.truncate()
             return
         self.dimension, self.rows_done, self.input_offset = dimension, 0, 0
+        self._beneath = _stamp(self.output)
         # The journal goes first: until it names no rows, an older one could claim the new file's.
         self._write_state()
         if self.parquet:
@@ -165,7 +175,11 @@ class RowStore:
         self._write_state()
 
     def finish(self) -> None:
-        """Makes the output appear under its final name, whole, at one instant."""
+        """Makes the output appear under its final name, whole, at one instant.
+
+        Raises:
+            EmbedError: rows are missing, or another program wrote the output meanwhile.
+        """
         self._sync()
         if self.rows_done != self.rows:
             raise EmbedError(
@@ -191,12 +205,24 @@ class RowStore:
         return self._file
 
     def _publish(self) -> None:
+        self.lock.require()
+        self._check_beneath()
         _replace(self._ready, self.output)
+
+    def _check_beneath(self) -> None:
+        """Other programs know nothing of the lock: what they wrote meanwhile is not replaced."""
+        if self.output.exists() and _stamp(self.output) != self._beneath:
+            raise EmbedError(
+                f"output: {self.output} was written by something else after this job began; need "
+                "it out of the way; try moving it and the same command again (the rows are kept), "
+                "or --restart to begin again and replace it"
+            )
 
     def _tidy(self) -> None:
         """Removes what a finished job does not need, killed runs' leftovers included."""
         for path in (self.partial, self._ready, self._new_state):
-            path.unlink(missing_ok=True)
+            if path.exists():  # to remove nothing is an error, too, where nothing may be written
+                path.unlink(missing_ok=True)
 
     def _header(self, dimension: int) -> bytes:
         """What stands before the rows: the .npy header, or nothing where parquet is built later."""
@@ -237,6 +263,7 @@ class RowStore:
             "input_offset": self.input_offset,
             "finished": output_bytes is not None,
             "output_bytes": output_bytes,
+            "beneath": self._beneath,
         }
         with self._new_state.open("w", encoding="utf-8") as file:
             json.dump(state, file, indent=1)
@@ -271,20 +298,13 @@ class RowStore:
             os.fsync(file.fileno())
 
 
-def _lock(file: IO[bytes], output: Path) -> None:
-    """Keeps a second process off; the lock dies with the process, so a kill leaves none behind."""
+def _stamp(path: Path) -> list[int] | None:
+    """Size and time of a file, which tell whether somebody wrote it; None where there is none."""
     try:
-        import fcntl
-    except ImportError:  # Windows: nothing to lock with, two runs at once are the user's own doing
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise EmbedError(
-            f"output: another process is writing {output} right now; need one at a time; try again "
-            "when it has ended, or another output name"
-        ) from None
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _short(value: Any) -> str:
