@@ -19,7 +19,7 @@ __all__ = ["main"]
 _EMBED_HELP = """\
 Embeds every text of INPUT with the model in the folder MODEL, padding-free.
 
-INPUT is UTF-8: one text per line (row i of OUTPUT is line i; an
+INPUT is UTF-8, or what its byte order mark names: one text per line (row i of OUTPUT is line i; an
 empty line is an empty text), or with a name in .jsonl one JSON object per line. OUTPUT ends in .npy
 (float32 [texts, N]) or in .parquet (columns row and embedding). Killed at any moment, the same
 command continues where it stopped; until it is done, what there is lies in OUTPUT.partial and

@@ -77,7 +77,10 @@ def progress(total: int, what: str, *, quiet: bool = False, initial: int = 0) ->
 
 @dataclass(frozen=True)
 class EmbedJob:
-    """What ``filbert embed`` was asked to do; None means the model folder's own recipe."""
+    """What ``filbert embed`` was asked to do; None means the model folder's own recipe.
+
+    For ``format`` None goes by the input's name, for ``field`` it is ``"text"``.
+    """
 
     model: Path
     input: Path
@@ -88,7 +91,7 @@ class EmbedJob:
     batch_tokens: int | None = None
     max_length: int | None = None
     dtype: str = "float32"
-    field: str = "text"
+    field: str | None = None
     format: Literal["lines", "jsonl"] | None = None
     threads: int | None = None
     convert: bool = True
@@ -172,10 +175,7 @@ def run_job(job: EmbedJob) -> EmbedResult:
 
 def _run_locked(job: EmbedJob, lock: OutputLock) -> EmbedResult:
     folder = ModelFolder.read(job.model)
-    guess: Literal["lines", "jsonl"] = (
-        "jsonl" if job.input.suffix in (".jsonl", ".ndjson") else "lines"
-    )
-    text = TextFile.scan(job.input, job.format or guess, job.field)
+    text = TextFile.scan(job.input, job.format, job.field)
     store = RowStore(lock, _identity(job, folder, text), text.rows)
     status = "new" if job.restart else store.status()
     if status == "complete":
