@@ -31,6 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(place: Path, *words: str) -> subprocess.Popen[str]:
+    """A process that hears Ctrl-C, even where this one does not: in the background of a script."""
     return subprocess.Popen(
         python_command("-m", "filbert.cli", *words),
         cwd=place,
@@ -38,6 +39,7 @@ def start(place: Path, *words: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -82,7 +84,11 @@ def test_kill_9_and_again_gives_the_same_bytes(place: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 def test_ctrl_c_leaves_a_hint_and_a_state(place: Path) -> None:
-    code, words, state = stop_midway(place, "stopped.npy", signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code, words, state = stop_midway(place, "stopped.npy", signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 130
     assert "the same command continues it" in words
     assert "Traceback" not in words

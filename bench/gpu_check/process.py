@@ -76,15 +76,17 @@ class Ended:
 def run(command: Sequence[str], limit_s: float, env: Mapping[str, str] | None = None) -> Ended:
     """Runs a program in the tree's root; at its limit it is interrupted, then killed.
 
-    Everything that it started goes with it: it has a process group of its own.
+    Everything that it started goes with it: it has a process group of its own. It hears interrupts
+    even where this process does not, as one that a script has started in the background.
     """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     start = time.monotonic()
     with tempfile.TemporaryFile() as output:
         try:
             process = subprocess.Popen(
                 list(command), cwd=ROOT, env=None if env is None else dict(env),
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=_hear_interrupts if ignored else None,
             )  # fmt: skip
         except OSError as error:
             return Ended(127, f"{command[0]}: {error}", 0.0, False)
@@ -100,6 +102,10 @@ def run(command: Sequence[str], limit_s: float, env: Mapping[str, str] | None = 
         output.seek(0)
         text = output.read().decode("utf-8", "replace")
     return Ended(process.returncode, text, time.monotonic() - start, cut)
+
+
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
