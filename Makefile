@@ -12,12 +12,12 @@ DEV_INSTALL = $(BIN)/pip install --quiet --no-build-isolation -Cbuild-dir=build/
   -Ccmake.define.FILBERT_KEEP_REPORTS=ON \
   "-Ccmake.define.FILBERT_CUDA_ARCHS=$(FILBERT_CUDA_ARCHS)" --editable
 
-.PHONY: demo test bench gpu-check lint build clean
+.PHONY: demo test bench gpu-check check-torch-headers lint build clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m filbert.demo
 
-test: $(VENV)/.built build/transformers4
+test: $(VENV)/.built build/transformers4 build/torch-2.10.0
 	$(BIN)/python -m pytest
 	PYTHONPATH=build/transformers4 $(BIN)/python -m pytest tests/test_encoder.py tests/test_convert.py tests/test_swap.py \
 	  tests/test_capture.py tests/test_cuda_model.py
@@ -28,6 +28,15 @@ build/transformers4: | $(VENV)/.built
 	$(BIN)/pip install --quiet requests
 	$(BIN)/pip install --quiet --no-deps --target $@ "transformers==4.57.*" "tokenizers<0.23" "huggingface-hub<1.0"
 
+# The headers of the oldest torch that is promised: a wheel of 80 MB, of which 40 MB are kept.
+build/torch-2.10.0: | $(VENV)/.torch
+	$(BIN)/python cmake/torch_headers.py 2.10.0
+
+# The bindings against other torches, without installing one: the oldest, and those of GPU machines.
+HEADERS ?= 2.10.0 2.11.0 2.12.1
+check-torch-headers: $(VENV)/.torch
+	$(BIN)/python cmake/torch_headers.py $(HEADERS)
+
 # Every case with its default budget, on an otherwise idle machine; see python -m bench run --help.
 bench: $(VENV)/.bench
 	for case in attn_varlen norm_residual bias_gelu gather_rows memory e2e linear_binary e2e_binary; do \
@@ -35,9 +44,10 @@ bench: $(VENV)/.bench
 	done
 
 # On a machine with an NVIDIA GPU, with that machine's own python and CUDA PyTorch: no .venv, no
-# network. OUT or --out says where the report goes; FILBERT_LIBRARY_DIR names libraries built elsewhere.
+# network. OUT or --out says where the report goes; FILBERT_LIBRARY_DIR names libraries built
+# elsewhere. ARGS="--only bench --resume" does a part of it, and nothing twice: docs/cuda.md.
 gpu-check:
-	PYTHONPATH=python$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m bench.gpu_check
+	PYTHONPATH=python$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m bench.gpu_check$(if $(ARGS), $(ARGS))
 
 lint: $(VENV)/.built
 	$(BIN)/pip install --quiet ruff mypy clang-format
