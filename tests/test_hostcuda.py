@@ -107,6 +107,12 @@ def test_bit_fragments(hostcuda, words):
     assert_exact(c, expected)
 
 
+@pytest.mark.parametrize("value", [0, 9, 132, 2**31 - 1])
+def test_a_device_is_asked_once_whatever_it_answers(hostcuda, value):
+    assert hostcuda.asked(3, value) == 1
+    assert hostcuda.asked(64, value) == 3  # more devices than are remembered
+
+
 @pytest.mark.parametrize("capability", [75, 80, 90, 100, 120])
 def test_capability(hostcuda, capability):
     """Whatever multiplies bits, tensor cores or ordinary ones, the results are the same."""

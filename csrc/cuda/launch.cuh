@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cuda/launch_plan.h"
+#include "cuda/once.h"
 
 #ifndef __CUDACC__
 #include "hostcuda/launch.h"
@@ -12,7 +13,6 @@
 
 #include <cuda_runtime.h>
 
-#include <atomic>
 #include <stdexcept>
 #include <string>
 
@@ -53,16 +53,14 @@ void launch(const char* name, void (*kernel)(Args), const LaunchPlan& plan, Stre
 // An attribute of the current device; asked for once per device.
 template <cudaDeviceAttr kAttribute>
 int device_attribute() {
-  constexpr int kDevices = 64;
-  static std::atomic<int> known[kDevices];
+  static OncePerDevice known;
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  int value = device < kDevices ? known[device].load(std::memory_order_relaxed) : 0;
-  if (value == 0) {
+  return known.get(device, [device] {
+    int value = 0;
     check_cuda(cudaDeviceGetAttribute(&value, kAttribute, device), "cudaDeviceGetAttribute");
-    if (device < kDevices) known[device].store(value, std::memory_order_relaxed);
-  }
-  return value;
+    return value;
+  });
 }
 
 inline int multiprocessors() { return device_attribute<cudaDevAttrMultiProcessorCount>(); }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cuda/launch.cuh"
+#include "cuda/once.h"
 #include "cuda/ptx.cuh"
 #include "torch/device.h"
 
@@ -270,6 +271,20 @@ Tensor widened(Tensor x) {
   return out;
 }
 
+// How often a device is asked for an attribute that is `value`, in three calls.
+int64_t asked(int64_t device, int64_t value) {
+  cuda::OncePerDevice known;
+  int64_t count = 0;
+  for (int call = 0; call < 3; ++call) {
+    const int got = known.get(static_cast<int>(device), [&] {
+      ++count;
+      return static_cast<int>(value);
+    });
+    if (got != value) throw std::runtime_error("another attribute: " + std::to_string(got));
+  }
+  return count;
+}
+
 void set_seed(int64_t seed) { hostcuda::set_seed(static_cast<uint64_t>(seed)); }
 void set_capability(int64_t capability) { hostcuda::set_capability(static_cast<int>(capability)); }
 void record(bool on) { hostcuda::record(on); }
@@ -292,6 +307,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(filbert_hostcuda, m) {
   m.def("bit_product_(Tensor a, Tensor b, Tensor(a!) c) -> ()");
   m.def("narrowed(Tensor x, Tensor like) -> Tensor");
   m.def("widened(Tensor x) -> Tensor");
+  m.def("asked(int device, int value) -> int");
   m.def("set_seed(int seed) -> ()");
   m.def("set_capability(int capability) -> ()");
   m.def("record(bool on) -> ()");
@@ -306,6 +322,7 @@ STABLE_TORCH_LIBRARY_IMPL(filbert_hostcuda, CompositeExplicitAutograd, m) {
   m.impl("bit_product_", TORCH_BOX(&filbert::bit_product_));
   m.impl("narrowed", TORCH_BOX(&filbert::narrowed));
   m.impl("widened", TORCH_BOX(&filbert::widened));
+  m.impl("asked", TORCH_BOX(&filbert::asked));
   m.impl("set_seed", TORCH_BOX(&filbert::set_seed));
   m.impl("set_capability", TORCH_BOX(&filbert::set_capability));
   m.impl("record", TORCH_BOX(&filbert::record));
