@@ -35,13 +35,22 @@ endif()
 # Set before enable_language, which would otherwise pick the toolkit's oldest. The last one carries
 # PTX as well, for GPUs newer than this list.
 set(FILBERT_CUDA_ARCHS "80-real;86-real;89-real;90" CACHE STRING
-  "GPU architectures to build for, as in CMAKE_CUDA_ARCHITECTURES")
+  "GPU architectures to build for, as in CMAKE_CUDA_ARCHITECTURES: numbers, or native")
+foreach(architecture IN LISTS FILBERT_CUDA_ARCHS)
+  if(NOT architecture MATCHES "^([0-9]+[0-9][af]?(-real|-virtual)?|native)$")
+    message(FATAL_ERROR
+      "FILBERT_CUDA_ARCHS: got ${architecture}, need numbers such as 80-real or 90a, or native. "
+      "Try \"80-real;90\".")
+  endif()
+endforeach()
 set(CMAKE_CUDA_ARCHITECTURES ${FILBERT_CUDA_ARCHS})
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 enable_language(CUDA)
 set(FILBERT_CUDA_VERSION ${CMAKE_CUDA_COMPILER_VERSION})
-message(STATUS "filbert: CUDA ${FILBERT_CUDA_VERSION}, architectures ${FILBERT_CUDA_ARCHS}")
+# What is built is told to those who load it, by number.
+string(REPLACE "native" "${CMAKE_CUDA_ARCHITECTURES_NATIVE}" architectures "${FILBERT_CUDA_ARCHS}")
+message(STATUS "filbert: CUDA ${FILBERT_CUDA_VERSION}, architectures ${architectures}")
 
 file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/stub/empty.c" "")
 enable_language(C)
@@ -71,7 +80,7 @@ add_library(filbert_cuda SHARED
   csrc/torch/pack_bits.cpp
 )
 target_include_directories(filbert_cuda PRIVATE csrc)
-string(REPLACE ";" " " architectures "${FILBERT_CUDA_ARCHS}")
+string(REPLACE ";" " " architectures "${architectures}")
 target_compile_definitions(filbert_cuda PRIVATE
   USE_CUDA FILBERT_CUDA FILBERT_CUDA_ARCHITECTURES="sm ${architectures}")
 target_compile_options(filbert_cuda PRIVATE

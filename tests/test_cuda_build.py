@@ -69,7 +69,7 @@ class Kernel:
 def reports() -> list[Kernel]:
     found = []
     entry = re.compile(
-        r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?(\d+) bytes stack frame, "
+        r"Compiling entry function '(\w+)' for '(sm_\w+)'.*?(\d+) bytes stack frame, "
         r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
         re.DOTALL,
     )

@@ -156,6 +156,12 @@ def test_cuda_plan_of_float32():
         ((8, 9), "sm 80-virtual, CUDA 13.0", True),
         ((7, 5), "sm 80-real 90, CUDA 13.0", False),
         ((10, 0), "sm 100-real, CUDA 13.0", True),
+        ((9, 0), "sm 90a, CUDA 13.0", True),
+        ((9, 0), "sm 90a-real, CUDA 13.0", True),
+        ((10, 0), "sm 90a, CUDA 13.0", False),
+        ((10, 3), "sm 100a 120, CUDA 13.0", False),
+        ((10, 3), "sm 80-real 100f, CUDA 13.0", True),
+        ((12, 0), "sm 100f, CUDA 13.0", False),
     ],
 )
 def test_which_gpus_a_build_runs_on(capability, built, runs):

@@ -110,13 +110,24 @@ def why_not_capability(capability: tuple[int, int], built: str) -> str | None:
     """Why a GPU of that compute capability cannot run a library built for ``built``, or None.
 
     ``built`` is ``"sm 80-real 90, CUDA 13.0"``: machine code runs on its own major version from its
-    minor version on; what is not ``-real`` is there as PTX too, and runs on everything later.
+    minor version on; what is not ``-real`` is there as PTX too, and runs on everything later. Code
+    for ``90a`` runs on 9.0 alone and code for ``100f`` on 10.0 and what follows in its major
+    version, PTX included.
     """
     for name in built.partition(",")[0].split()[1:]:
         digits, _, kind = name.partition("-")
-        major, minor = int(digits[:-1]), int(digits[-1])
-        own_code = kind != "virtual" and capability[0] == major and capability[1] >= minor
-        if own_code or (kind != "real" and capability >= (major, minor)):
+        number = digits.rstrip("af")
+        major, minor = int(number[:-1]), int(number[-1])
+        same_family = capability[0] == major and capability[1] >= minor
+        if digits.endswith("a"):
+            runs = capability == (major, minor)
+        elif digits.endswith("f"):
+            runs = same_family
+        else:
+            runs = (kind != "virtual" and same_family) or (
+                kind != "real" and capability >= (major, minor)
+            )
+        if runs:
             return None
     return (
         f"libfilbert_cuda is built for {built}, this GPU has compute capability "
