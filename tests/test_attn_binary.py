@@ -190,6 +190,7 @@ REFUSALS = {
     "dtype": ((Q.long(), Q, Q, CU, 4, 2, 64), {}, "Int"),
     "width": ((Q, Q[:, :3], Q, CU, 4, 2, 64), {}, r"\[T, H \* D / 32\]"),
     "rows": ((Q, Q[:3], Q, CU, 4, 2, 64), {}, r"\[T, H \* D / 32\]"),
+    "too_many_rows": ((Q[:1].expand(2**31, -1), Q, Q, CU, 4, 2, 64), {}, r"fewer than 2\^31"),
     "heads": ((Q[:, :0], Q[:, :0], Q[:, :0], CU, 4, 2**59, 32), {}, "1 to 65536"),
     "wrapping_heads": ((Q, Q, Q, CU, 4, 2**59 + 2, 64), {}, "1 to 65536"),
     "head_dim": ((Q, Q, Q, CU, 4, 2, 48), {}, "multiple of 32"),

@@ -98,6 +98,30 @@ def test_epilogue(backend, dtype, shape, norm, with_residual):
     assert_close_to_native(got, by_torch(dtype), by_torch(torch.float64), factor=3.0)
 
 
+@pytest.mark.parametrize("kind", ["signs", "ternary"])
+def test_more_large_tiles_than_multiprocessors(backend, kind):
+    """Where large tiles would leave multiprocessors idle, small ones run: a GPU makes large ones of
+    such a layer only from some thousand rows on. Its tiles need more shared memory than every
+    kernel may have, and the last ones stick out of the layer on both sides."""
+    outputs, features = 520, 3072
+    count = torch.cuda.get_device_properties().multi_processor_count if backend == "cuda" else 1
+    rows = 128 * (1 + count // 5) + 4  # five tiles lie side by side
+    planes, step, low = INPUTS[kind]
+    codes, words, sums = code_rows(rows, features, planes)
+    signs, tiles, totals = weights(outputs, features)
+    exact = dots(codes, signs, step, low)
+    threshold = exact[rows - 1].clone()
+    got, ones = ops.linear_binary_bits(
+        words, sums, tiles, totals, threshold.int(), step=step, low=low
+    )
+    expected = (exact >= threshold).long()
+    assert_exact(reference.words_to_codes(got, outputs), expected)
+    assert_exact(ones, expected.sum(1).to(torch.int32))
+    alpha, bias = torch.ones(outputs), integers(-9, 9, outputs).float()
+    got = ops.linear_binary(words, sums, tiles, totals, alpha, bias, step=step, low=low)
+    assert_exact(got, (exact + bias).float())
+
+
 def test_a_row_is_the_same_in_any_batch(backend):
     _, words, sums = code_rows(150, 768, 1)
     _, tiles, totals = weights(200, 768)
@@ -174,6 +198,9 @@ _, TILES, TOTALS = weights(20, 64)
 ALPHA = torch.ones(20)
 REFUSALS = {
     "planes": ((WORDS[0], SUMS, TILES, TOTALS, ALPHA), {}, "1 to 8 planes"),
+    "rows": (
+        (WORDS[:, :1].expand(-1, 2**31, -1), SUMS, TILES, TOTALS, ALPHA), {}, r"fewer than 2\^31",
+    ),
     "word_dtype": ((WORDS.long(), SUMS, TILES, TOTALS, ALPHA), {}, "Int"),
     "sums": ((WORDS, SUMS[:2], TILES, TOTALS, ALPHA), {}, "contiguous vector"),
     "tiles": ((WORDS, SUMS, TILES[:1], TOTALS, ALPHA), {}, r"\[ceil\(N / 16\), W, 16\]"),
@@ -185,7 +212,7 @@ REFUSALS = {
     "norm": ((WORDS, SUMS, TILES, TOTALS, ALPHA), {"norm_weight": ALPHA}, "both or none"),
     "residual": ((WORDS, SUMS, TILES, TOTALS, ALPHA), {"residual": ALPHA}, r"\[T, N\]"),
     "device": ((WORDS, SUMS.to("meta"), TILES, TOTALS, ALPHA), {}, "got meta"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("args", "more", "message"), REFUSALS.values(), ids=REFUSALS.keys())

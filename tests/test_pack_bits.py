@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cases import DTYPES, normal
 from filbert import PackedBits, ops, reference
@@ -166,6 +167,8 @@ REFUSALS = {
     "threshold_dtype": (lambda: ops.pack_bits(X, torch.zeros(40).double()), "Float"),
     "device": (lambda: ops.pack_bits(X, torch.zeros(40, device="meta")), "got meta"),
     "columns_of_x": (lambda: ops.pack_bits(torch.zeros(1, 65505)), "at most 65504"),
+    "rows_of_x": (lambda: ops.pack_bits(X[:1].expand(2**31, -1)), r"fewer than 2\^31"),
+    "rows_of_codes": (lambda: ops.pack_codes(X[:1].expand(2**31, -1), 8, 0), r"fewer than 2\^31"),
     "bits": (lambda: ops.pack_codes(X, 3, 0), "2, 4 or 8"),
     "low": (lambda: ops.pack_codes(X, 8, 1 << 20), "-16384 to 16384"),
     "scale_length": (lambda: ops.pack_codes(X, 8, 0, torch.ones(4)), "contiguous vector"),
@@ -176,6 +179,22 @@ REFUSALS = {
 def test_refuses(call, message):
     with pytest.raises(RuntimeError, match=message):
         call()
+
+
+def test_the_reference_divides_by_no_python_number():
+    """On a GPU that would be a multiplication by the rounded reciprocal, and another scale."""
+    divisors = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "div" in str(function):
+                divisors.append(args[1])
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        reference.pack_codes(X, 8, -128)
+    assert divisors
+    assert all(isinstance(divisor, torch.Tensor) for divisor in divisors)
 
 
 @pytest.mark.parametrize("ties", TIES)

@@ -33,6 +33,7 @@ std::tuple<Tensor, Tensor> attn_binary(Tensor q, Tensor k, Tensor v, Tensor cu_s
   check(head_dim >= 32 && head_dim % 32 == 0 && head_dim <= kMaxBinaryDim, kOp, "head_dim",
         head_dim, "a multiple of 32 up to 128", "float attention for other heads");
   const int64_t words = heads * head_dim / 32;
+  check_row_count(q.dim() == 2 ? q.size(0) : 0, kOp, "rows of q");
   args.q_row = read_bits(q, q, words, "q");
   args.k_row = read_bits(k, q, words, "k");
   args.v_row = read_bits(v, q, words, "v");

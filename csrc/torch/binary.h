@@ -20,6 +20,11 @@ inline void check_type(const Tensor& t, ScalarType type, const char* op, const c
         "the tensor as another filbert operator or module made it");
 }
 
+// Kernels count rows in 32 bits; checked before anything of that size is made.
+inline void check_row_count(int64_t rows, const char* op, const char* what) {
+  check(rows <= 0x7fffffff, op, what, rows, "fewer than 2^31", "a part of the batch at a time");
+}
+
 // A contiguous vector of n elements of a fixed type.
 inline void check_vector_of(const Tensor& t, ScalarType type, int64_t n, const Tensor& like,
                             const char* op, const char* name) {

@@ -18,6 +18,7 @@ void read_operands(const Tensor& words, const Tensor& sums, const Tensor& weight
         "fewer input features, at most 65504");
   check(words.size(2) < 2 || words.stride(2) == 1, op, "words", words, "contiguous rows",
         "words.contiguous()");
+  check_row_count(words.size(1), op, "rows of words");
   args.planes = static_cast<int32_t>(words.size(0));
   args.rows = words.size(1);
   args.row_words = words.size(2);

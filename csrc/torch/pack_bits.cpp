@@ -13,6 +13,7 @@ void read_rows(const Tensor& x, const char* op, PackBitsArgs& args) {
         "[T, K] with contiguous rows", "tensor.flatten(0, -2).contiguous()");
   check(x.size(1) <= 32 * kMaxRowWords, op, "columns of x", x.size(1), "at most 65504",
         "packing parts of the rows");
+  check_row_count(x.size(0), op, "rows of x");
   args.rows = x.size(0);
   args.width = x.size(1);
   args.x_row = x.stride(0);

@@ -196,7 +196,8 @@ def pack_codes(
     wide = x.to(_wide(x.dtype))
     if scale is None:
         largest = torch.nn.functional.pad(wide.nan_to_num(0.0, 0.0, 0.0).abs(), (0, 1)).amax(-1)
-        scale = largest / (2 ** (bits - 1) - 1)
+        # By a tensor: a GPU multiplies by the rounded reciprocal of a Python number instead.
+        scale = largest / torch.full_like(largest, 2 ** (bits - 1) - 1)
     # A multiplication by the reciprocal, as the kernels do it, so that both round alike.
     inverse = torch.where((1 / scale).isfinite(), 1 / scale, 0.0).to(wide.dtype)
     levels = (wide * inverse[:, None]).nan_to_num(0.0, 2.0**30, -(2.0**30)).round()
