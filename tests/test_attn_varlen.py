@@ -29,8 +29,17 @@ def check(q, k, v, cu_q, cu_k, **features):
         # The reference keeps its weights in float32; PyTorch's 16-bit attention rounds them too.
         native = (native_16bit(q, k, v, cu_q, cu_k, scale, **features), native[1])
     assert_close_to_native(out, native[0], exact[0])
-    assert_close_to_native(lse, native[1], exact[1])
+    assert_close_to_native(lse, native[1], exact[1], room=room_of_scores(q, k, scale))
     return out, lse
+
+
+def room_of_scores(q, k, scale) -> float:
+    """Tensor cores align the products of a sum to the largest and cut off what then sticks out,
+    where the host rounds: about 2^-21 of the sum of their magnitudes."""
+    if not q.is_cuda or q.dtype == torch.float32 or not (len(q) and len(k)):
+        return 0.0
+    sums = torch.einsum("qhd,khd->hqk", q.double().abs(), k.double().abs())
+    return 2.0**-21 * abs(scale) * float(sums.nan_to_num(0.0, 0.0).max())
 
 
 def native_16bit(q, k, v, cu_q, cu_k, scale, **features):

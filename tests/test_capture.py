@@ -94,6 +94,17 @@ def test_one_capture_serves_all_lengths(gpu, lengths):
         runner(tokens(torch.ones(2, 15)), torch.ones(2, 15).long())
 
 
+def test_heads_of_128(gpu):
+    """Their kernels need more shared memory than every kernel may have: it is asked for at each
+    launch, under capture too."""
+    model = converted("bert", gpu, hidden_size=256, num_attention_heads=2)
+    runner = runner_of(model, gpu, buckets=(32,))
+    mask = (torch.arange(20) < torch.tensor([20, 7])[:, None]).long()
+    ids = tokens(mask)
+    ours, want = runner(ids, mask), plain(model, ids, mask, gpu)
+    torch.testing.assert_close(ours, want, rtol=0.01, atol=0.01)
+
+
 def test_takes_the_smallest_bucket_and_does_without_where_none_fits(gpu):
     model = converted("bert", gpu)
     runner = runner_of(model, gpu)

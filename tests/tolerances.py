@@ -29,7 +29,7 @@ def _error(result: Tensor, exact: Tensor) -> Tensor:
 
 
 def assert_close_to_native(
-    ours: Tensor, native: Tensor, exact: Tensor, factor: float = 2.0
+    ours: Tensor, native: Tensor, exact: Tensor, factor: float = 2.0, room: float = 0.0
 ) -> None:
     """Largest error of ``ours`` is at most ``factor`` times that of ``native``, plus one rounding.
 
@@ -37,6 +37,7 @@ def assert_close_to_native(
         ours: filbert's result.
         native: PyTorch's result of the same computation in the dtype of ``ours``.
         exact: the float64 answer. Non-finite values must agree in ``ours``.
+        room: what the hardware's own sums may add to that, where native's are of another kind.
     """
     assert ours.shape == exact.shape, f"shape {tuple(ours.shape)}, not {tuple(exact.shape)}"
     assert exact.dtype == torch.float64
@@ -51,6 +52,7 @@ def assert_close_to_native(
     one_rounding = torch.finfo(ours.dtype).eps * scale
     error = _error(ours, exact).nan_to_num(0.0, posinf=torch.inf)
     allowed = factor * float(_error(native, exact).nan_to_num(0.0, posinf=0.0).max()) + one_rounding
+    allowed += room
     worst = int(error.argmax())
     assert float(error.max()) <= allowed, (
         f"error {float(error.max()):.3e} at flat index {worst}: got {ours.flatten()[worst]}, exact "
