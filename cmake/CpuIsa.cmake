@@ -1,4 +1,5 @@
-# filbert_cpu_kernels(<target> <file>...): compiles each kernel file once per instruction set.
+# filbert_cpu_kernels(<target> <file>...): compiles each kernel file once per instruction set. Whatever
+# links <target>, a library of objects, gets the copies too.
 #
 # Every copy lives in its own namespace (FILBERT_ISA), and kernel files use nothing that a linker
 # may merge across copies, so code for a newer processor can never run on an older one.
@@ -25,11 +26,11 @@ endif()
 # One copy, for one instruction set.
 function(filbert_cpu_copy target isa)
   add_library(${target}_${isa} OBJECT ${ARGN})
-  target_include_directories(${target}_${isa} PRIVATE csrc)
+  target_include_directories(${target}_${isa} PRIVATE "${PROJECT_SOURCE_DIR}/csrc")
   target_compile_definitions(${target}_${isa} PRIVATE FILBERT_ISA=${isa})
   target_compile_options(${target}_${isa} PRIVATE
     -O3 -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno ${FILBERT_ISA_${isa}_FLAGS})
-  target_link_libraries(${target} PRIVATE ${target}_${isa})
+  target_sources(${target} INTERFACE $<TARGET_OBJECTS:${target}_${isa}>)
   string(TOUPPER ${isa} upper)
   target_compile_definitions(${target} PRIVATE FILBERT_HAVE_${upper}=1)
 endfunction()
