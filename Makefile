@@ -9,10 +9,10 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc tests/hostcuda 
 FILBERT_CUDA_ARCHS ?= 80-real;90
 DEV_INSTALL = $(BIN)/pip install --quiet --no-build-isolation -Cbuild-dir=build/dev \
   -Ccmake.define.FILBERT_EMULATED_ISA=ON -Ccmake.define.FILBERT_HOSTCUDA=ON \
-  -Ccmake.define.FILBERT_KEEP_REPORTS=ON \
+  -Ccmake.define.FILBERT_KEEP_REPORTS=ON -Ccmake.define.FILBERT_KERNEL_CHECK=ON \
   "-Ccmake.define.FILBERT_CUDA_ARCHS=$(FILBERT_CUDA_ARCHS)" --editable
 
-.PHONY: demo test bench gpu-check check-torch-headers lint build clean
+.PHONY: demo test test-avx512 bench gpu-check check-torch-headers lint build clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m filbert.demo
@@ -21,6 +21,12 @@ test: $(VENV)/.built build/transformers4 build/torch-2.10.0
 	$(BIN)/python -m pytest
 	PYTHONPATH=build/transformers4 $(BIN)/python -m pytest tests/test_encoder.py tests/test_convert.py tests/test_swap.py \
 	  tests/test_capture.py tests/test_cuda_model.py
+
+# Every copy of the CPU kernels without torch: natively, and in an emulated machine those with AVX-512
+# that this processor lacks. ARGS=--emulate emulates what it has too; see docs/avx512.md.
+test-avx512: $(VENV)/.built
+	$(BIN)/cmake --build build/dev --target kernel_check kernel_check_planted
+	$(BIN)/python tests/avx512/run.py build/dev/tests/avx512 $(ARGS)
 
 # The other line of transformers that filbert supports, beside the environment's own. It is kept
 # apart from torch's and filbert's dependencies; requests is the one that only it has.
@@ -54,7 +60,7 @@ lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/hostcuda -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/hostcuda tests/avx512 -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 build: $(VENV)/.built
 
