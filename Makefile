@@ -20,7 +20,7 @@ demo: $(VENV)/.built
 test: $(VENV)/.built build/transformers4 build/torch-2.10.0
 	$(BIN)/python -m pytest
 	PYTHONPATH=build/transformers4 $(BIN)/python -m pytest tests/test_encoder.py tests/test_convert.py tests/test_swap.py \
-	  tests/test_capture.py tests/test_cuda_model.py
+	  tests/test_capture.py tests/test_cuda_model.py tests/test_masked_rows.py
 
 # Every copy of the CPU kernels without torch: natively, and in an emulated machine those with AVX-512
 # that this processor lacks. ARGS=--emulate emulates what it has too; see docs/avx512.md.

@@ -93,8 +93,7 @@ def test_operators_run_where_no_gradient_is_recorded(name):
             assert_exact(a.detach(), b)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize(("backend", "fullgraph"), [("eager", True), ("aot_eager", False)])
 @pytest.mark.parametrize("name", CALLS)
 def test_operators_refuse_under_torch_compile(name, fullgraph, backend):
     torch._dynamo.reset()
@@ -109,17 +108,20 @@ def test_operators_refuse_under_torch_compile(name, fullgraph, backend):
         step(floats[first].requires_grad_())
 
 
-@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jvp])
-def test_function_transforms_are_refused(transform):
+@pytest.mark.parametrize(
+    "differentiate",
+    [
+        lambda f, x: torch.func.grad(f)(x),
+        lambda f, x: torch.func.jvp(f, (x,), (torch.ones_like(x),)),
+    ],
+    ids=["grad", "jvp"],
+)
+def test_function_transforms_are_refused(differentiate):
     def total(x):
         return ops.gather_rows(x * 1, torch.arange(2)).sum()
 
-    x = normal(3, 4)
     with pytest.raises(RuntimeError, match="gather_rows is inference only"):
-        if transform is torch.func.grad:
-            transform(total)(x)
-        else:
-            transform(total, (x,), (torch.ones_like(x),))
+        differentiate(total, normal(3, 4))
 
 
 @pytest.mark.parametrize("name", ["bias_gelu_", "norm_residual_"])
@@ -131,6 +133,22 @@ def test_writing_over_what_a_backward_pass_needs_is_noticed(name):
         function(saved, **floats, **others)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         saved.sum().backward()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_operand_on_another_device(name):
+    """With one on the meta device the dispatcher would run the fake and return a meta tensor."""
+    function, floats, others = CALLS[name]()
+    operands = {**floats, **{k: v for k, v in others.items() if isinstance(v, torch.Tensor)}}
+    rest = {k: v for k, v in others.items() if k not in operands}
+    first, *more = sorted(operands, key=lambda k: k not in ("x", "q", "words"))
+    for moved in more:
+        words = rf"{name}: device of {moved}; got meta; need cpu, .*{moved}\.to\('cpu'\)"
+        with pytest.raises(RuntimeError, match=words):
+            function(**{**operands, moved: operands[moved].to("meta")}, **rest)
+    if more:
+        with pytest.raises(RuntimeError, match=f"{name}: device of .*; got cpu; need meta"):
+            function(**{**operands, first: operands[first].to("meta")}, **rest)
 
 
 # --- modules ---

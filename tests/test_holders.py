@@ -88,7 +88,8 @@ def test_embed_of_a_sentence_transformer_does_what_it_does(folder, pooling, norm
         model.encode(TEXTS, convert_to_tensor=True), want, rtol=1e-4, atol=1e-4
     )
     other = filbert.embed(model, ids["input_ids"], ids["attention_mask"], "mean", normalize=False)
-    assert torch.allclose(other, want, rtol=1e-4, atol=1e-4) == (pooling == "mean" and not normalize)
+    is_the_same = torch.allclose(other, want, rtol=1e-4, atol=1e-4)
+    assert is_the_same == (pooling == "mean" and not normalize)
 
 
 def test_a_sentence_transformer_that_does_more(folder):

@@ -78,7 +78,7 @@ def test_the_setting():
         lambda: PackedEncoderConfig.from_dict({**data, "masked_rows": True}),
         lambda: PackedEncoder(read_encoder(build("bert").encoder)[0], masked_rows="some"),
     ):
-        with pytest.raises(ValueError, match="masked_rows.*need one of"):
+        with pytest.raises(ValueError, match=r"masked_rows.*need one of"):
             make()
 
 

@@ -47,8 +47,8 @@ inline std::string device_name(const Tensor& t) {
   return (t.is_cuda() ? "cuda:" : "another device, index ") + std::to_string(t.get_device_index());
 }
 
-// Checks that t is on the device of `like`, the first operand. The dispatcher does not: it takes the
-// kernels of one of the operands' devices, whichever comes first in its own order.
+// Checks that t is on the device of `like`, the first operand. The dispatcher does not: it takes
+// the kernels of one of the operands' devices, whichever comes first in its own order.
 inline void check_same_device(const Tensor& t, const Tensor& like, const char* op,
                               const char* name) {
   if (t.is_cpu() == like.is_cpu() && t.get_device_index() == like.get_device_index()) return;

@@ -332,8 +332,8 @@ def _front_of(model: nn.Module) -> tuple[SwappedEncoder, _EmbedRows]:
         raise ValueError("model: its encoder cannot run: " + "; ".join(encoder.refusals))
     if encoder.masked_rows != "zero":
         raise ValueError(
-            f"model: got one converted with masked_rows={encoder.masked_rows!r}, need 'zero', since "
-            "a graph runs the kept tokens only; try the converted model without a graph"
+            f"model: got one converted with masked_rows={encoder.masked_rows!r}, need 'zero', as a "
+            "graph runs the kept tokens only; try the converted model without a graph"
         )
     owner = owner_of(model, name)
     assert owner is not None  # an encoder is never the model itself, convert sees to that

@@ -72,9 +72,7 @@ class PackedEncoderConfig:
             if name in names and name != "masked_rows" and not isinstance(value, bool)
         ]
         if values.get("masked_rows", "zero") not in MASKED_ROWS:
-            problems.append(
-                f"masked_rows is {values['masked_rows']!r}, need one of {MASKED_ROWS}"
-            )
+            problems.append(f"masked_rows is {values['masked_rows']!r}, need one of {MASKED_ROWS}")
         if problems:
             raise ValueError(
                 "not a PackedEncoderConfig: " + "; ".join(problems) + "; try PackedEncoderConfig()"
