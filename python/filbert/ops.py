@@ -292,8 +292,8 @@ def pack_bits(
 
     Paper: BiBERT, arXiv 2203.06390 (``threshold`` 0); BiT, arXiv 2205.13016 (one per channel).
     """
-    _one_device("pack_bits", x, threshold=threshold)
     if not _compiled("pack_bits", x):
+        _one_device("pack_bits", x, threshold=threshold)
         return reference.pack_bits(x, threshold, ties)
     return _kernels().pack_bits(x, threshold, ties)
 
@@ -325,8 +325,8 @@ def pack_codes(
 
     Paper: BinaryBERT, arXiv 2012.15701.
     """
-    _one_device("pack_codes", x, scale=scale)
     if not _compiled("pack_codes", x):
+        _one_device("pack_codes", x, scale=scale)
         return reference.pack_codes(x, bits, low, scale)
     return _kernels().pack_codes(x, bits, low, scale)
 
@@ -380,11 +380,11 @@ def linear_binary(
 
     Paper: BiBERT, arXiv 2203.06390; BiT, arXiv 2205.13016; BinaryBERT, arXiv 2012.15701.
     """
-    _one_device(
-        "linear_binary", words, sums=sums, weight=weight, totals=totals, alpha=alpha, bias=bias,
-        scale=scale, residual=residual, norm_weight=norm_weight, norm_bias=norm_bias,
-    )  # fmt: skip
     if not _compiled("linear_binary", words):
+        _one_device(
+            "linear_binary", words, sums=sums, weight=weight, totals=totals, alpha=alpha, bias=bias,
+            scale=scale, residual=residual, norm_weight=norm_weight, norm_bias=norm_bias,
+        )  # fmt: skip
         return reference.linear_binary(
             words, sums, weight, totals, alpha, bias, scale, step, low, residual, norm_weight,
             norm_bias, eps,
@@ -488,8 +488,10 @@ def attn_binary(
 
     Paper: BiBERT, arXiv 2203.06390; BiT, arXiv 2205.13016.
     """
-    _one_device("attn_binary", q, k=k, v=v, cu_seqlens=cu_seqlens, threshold=threshold, table=table)
     if not _compiled("attn_binary", q):
+        _one_device(
+            "attn_binary", q, k=k, v=v, cu_seqlens=cu_seqlens, threshold=threshold, table=table
+        )
         return reference.attn_binary(
             q, k, v, cu_seqlens, heads, head_dim, threshold, ties, score_ties, table, half
         )
