@@ -14,7 +14,7 @@ from .environment import Ticks, environment, weather
 from .report.compare import compare
 from .report.table import markdown
 from .results import Report, load
-from .runner import DTYPES, Options, ceilings_of, default_dtypes, dtypes_on, matching, on_gpu, say
+from .runner import DTYPES, Options, ceilings_of, default_dtypes, dtypes_on, matching, say
 
 
 def parser() -> argparse.ArgumentParser:
@@ -95,18 +95,39 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+def _use(name: str) -> None:
+    """Makes the device current, which events and operators without a device follow.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device: got {name!r}, need cpu, cuda or cuda:N; try cpu")
+    if device.type == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device: got {name!r}, need a CUDA device that torch can see; try cpu")
+    if device.index is None:  # set_device wants a number, and the current device is set
+        return
+    if device.index >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device: got {name!r}, need one of {torch.cuda.device_count()} CUDA devices; "
+            "try cuda:0"
+        )
+    torch.cuda.set_device(device.index)
+
+
 def run_case(given: argparse.Namespace) -> Report:
     """Runs one case as the command line asks and returns everything measured.
 
     Raises:
         ValueError: a device, dtype or pattern that does not exist here.
     """
-    if on_gpu(given.device):
-        if not torch.cuda.is_available():
-            raise ValueError(
-                f"--device: got {given.device!r}, need a CUDA device that torch can see; try cpu"
-            )
-        torch.cuda.set_device(given.device)  # events and operators without a device follow it
+    _use(given.device)
     if given.threads:
         torch.set_num_threads(given.threads)
     threads = torch.get_num_threads()

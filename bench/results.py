@@ -125,10 +125,19 @@ def load(path: Path) -> Report:
         data = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path.name}: not JSON ({error})") from error
+    return from_dict(data, path.name)
+
+
+def from_dict(data: Any, name: str) -> Report:
+    """The inverse of :meth:`Report.to_dict`; ``name`` says where the data are from.
+
+    Raises:
+        ValueError: they are no such report; the message says what they are instead.
+    """
     found = data.get("schema") if isinstance(data, dict) else type(data).__name__
     if found != SCHEMA:
         raise ValueError(
-            f"{path.name}: got schema {found!r}, need {SCHEMA!r}; "
+            f"{name}: got schema {found!r}, need {SCHEMA!r}; "
             "try a file written by `python -m bench run CASE --json FILE`"
         )
     rows = [Row(**row) for row in data["rows"]]

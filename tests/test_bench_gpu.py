@@ -10,6 +10,7 @@ import pytest
 import torch
 from bench import cli, environment, gpu, gpu_timing, runner, timing
 from bench.cases import attn_varlen, bias_gelu, e2e
+from bench.gpu_check import rehearsal
 from bench.report.compare import compare
 from bench.results import Report
 from bench.runner import Options
@@ -165,6 +166,31 @@ def test_each_device_has_its_clock(monkeypatch):
     assert log == ["wait", "wait"]
     runner.caller_clock(Options(device="cpu")).time(lambda: None)
     assert log == ["wait", "wait"]
+
+
+# The command line
+
+
+def test_a_device_without_a_number_is_the_current_one(monkeypatch):
+    """torch.cuda.set_device refuses it, which the stand-in does too."""
+    chosen = []
+    with rehearsal.no_gpu_needed():
+        with pytest.raises(ValueError, match="cuda"):
+            torch.cuda.set_device("cuda")
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        for name in ("cpu", "cuda", "cuda:0"):
+            cli._use(name)
+        assert chosen == [0]
+        with pytest.raises(
+            ValueError, match="got 'cuda:1', need one of 1 CUDA devices; try cuda:0"
+        ):
+            cli._use("cuda:1")
+        for name in ("gpu", "cuda:x", "meta"):
+            with pytest.raises(ValueError, match=f"got '{name}', need cpu, cuda or cuda:N"):
+                cli._use(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="a CUDA device that torch can see; try cpu"):
+        cli._use("cuda")
 
 
 # The GPU and its ceilings

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,9 @@ import pytest
 import torch
 from bench.gpu_check import exercise, libraries, process, report, sanitizer
 from bench.gpu_check.process import FAILED, NOT_RUN, PASSED, Deadline, Ended
+
+from filbert import _load
+from stand_in_gpu import H100, stand_in
 
 ROOT = Path(__file__).parents[1]
 #: no GPU, whatever the machine has
@@ -61,13 +65,14 @@ def test_why_no_gpu_tells_a_cpu_torch_from_a_machine_without_one(monkeypatch):
 
 def test_make_needs_no_environment_of_its_own():
     outside = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
-    done = subprocess.run(
-        ["make", "-n", "gpu-check", "PYTHON=some-python"], cwd=ROOT, capture_output=True, text=True,
-        env=outside | {"PYTHONPATH": "/elsewhere"},
-    )  # fmt: skip
-    assert done.stdout.splitlines() == [
-        "PYTHONPATH=python:/elsewhere some-python -m bench.gpu_check"
-    ]
+    for arguments in ("", " --only bench --resume"):
+        done = subprocess.run(
+            ["make", "-n", "gpu-check", "PYTHON=some-python", f"ARGS={arguments.strip()}"],
+            cwd=ROOT, capture_output=True, text=True, env=outside | {"PYTHONPATH": "/elsewhere"},
+        )  # fmt: skip
+        assert done.stdout.splitlines() == [
+            f"PYTHONPATH=python:/elsewhere some-python -m bench.gpu_check{arguments}"
+        ]
 
 
 def test_a_rehearsal_runs_every_kind_of_step_and_leaves_three_files(tmp_path):
@@ -86,9 +91,11 @@ def test_a_rehearsal_runs_every_kind_of_step_and_leaves_three_files(tmp_path):
     assert set(steps["libraries"]["data"]["sha256"]) >= {"libfilbert_ops.so"}
     assert data["tests"]["passed"] > 0
     assert data["tests"]["failed"] == 0
+    assert steps["every kernel once"]["details"][0].endswith("0 wrong")
     assert {bench["case"] for bench in data["bench"]} == {
-        "attn_varlen", "gather_rows", "linear_binary",
+        "attn_varlen", "e2e", "gather_rows", "linear_binary",
     }  # fmt: skip
+    assert {bench["environment"]["device"] for bench in data["bench"]} == {"cuda"}
     assert data["environment"]["filbert"]["compiled"] is True
     assert {aim["verdict"] for aim in data["aims"]} == {"not run"}
     table = (tmp_path / "gpu-check.md").read_text()
@@ -96,6 +103,13 @@ def test_a_rehearsal_runs_every_kind_of_step_and_leaves_three_files(tmp_path):
     assert "✓ passed" in done.stdout
     assert str(ROOT) not in table + json.dumps(data)
     assert "passed" in (tmp_path / "gpu-check.log").read_text()
+    # Once more: only what finds the libraries runs again.
+    arguments = ("--rehearse", "--resume", "--only", "bench")
+    done = gpu_check(*arguments, OUT=str(tmp_path), FILBERT_LIBRARY_DIR=str(LIBRARIES))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 steps of an earlier call are kept" in done.stderr
+    assert done.stderr.count("gpu-check: ") == 2
+    assert json.loads((tmp_path / "gpu-check.json").read_text())["bench"] == data["bench"]
 
 
 def test_without_libraries_nothing_else_runs_and_the_report_says_why(tmp_path):
@@ -134,6 +148,18 @@ except KeyboardInterrupt:
     assert found.cut
     assert "wrote its report" in found.output
     assert found.seconds < 30
+
+
+def test_a_program_can_be_interrupted_where_this_one_cannot(monkeypatch):
+    """What a shell puts in the background ignores interrupts, and so does all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        found = process.run(
+            [sys.executable, "-c", "import signal; print(signal.getsignal(signal.SIGINT))"], 60
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "default_int_handler" in found.output
 
 
 @pytest.mark.parametrize("stubborn", [False, True], ids=["obeys", "ignores"])
@@ -246,6 +272,21 @@ def test_libraries_that_do_not_run_here_are_built_for_this_gpu(machine):
     assert run.calls[3][1]["FILBERT_LIBRARY_DIR"] == str(machine / "build" / "gpu")
 
 
+def test_whatever_was_built_last_is_tried_first(machine):
+    """Libraries that were carried to a machine may lie in any folder of build/."""
+    for age, name in enumerate(("carried", "dev", "half")):
+        folder = built(machine / "build" / name)
+        os.utime(folder / "libfilbert_cuda.so", (1e9 - age, 1e9 - age))
+    (machine / "build" / "half" / "libfilbert_ops.so").unlink()
+    run = Programs(ended(1, "GLIBC_2.99 not found\n"), WORKS)
+    found = libraries.Libraries(None, "cuda", run)
+    step = found.find(Deadline(400))
+    assert step.status == PASSED
+    assert found.folder == machine / "build" / "dev"
+    assert step.data["origin"] == "build/dev"
+    assert step.data["tried"] == ["build/carried: ended with status 1: GLIBC_2.99 not found"]
+
+
 def test_a_build_that_fails_is_told_with_its_last_lines(machine):
     run = Programs(ended(), ended(2, "many lines\nattn_varlen.cu: error: expected a ;\n"))
     found = libraries.Libraries(None, "cuda", run)
@@ -329,6 +370,30 @@ def test_the_exercise_tells_missing_libraries_and_missing_kernels(monkeypatch, c
     assert "no kernel for CUDA" in capsys.readouterr().out
 
 
+def test_the_exercise_stops_in_time_with_something_of_every_kernel(monkeypatch, capsys):
+    arguments = ["exercise", "--device", "cpu", "--limit-s", "1e-9"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert exercise.main() == 0
+    assert capsys.readouterr().out.endswith(f"1 calls, 0 wrong, {exercise.UNFINISHED}\n")
+    kernels = {name.split()[0] for name, _, _ in islice(exercise.outcomes("cpu", False), 90)}
+    assert kernels == {
+        "attn_varlen", "norm_residual", "norm_residual_", "bias_gelu_", "gather_rows", "pack_bits",
+        "pack_codes", "linear_binary_bits", "linear_binary", "attn_binary",
+    }  # fmt: skip
+
+
+def test_a_gpu_is_given_a_layer_with_more_large_tiles_than_multiprocessors(monkeypatch):
+    stand_in(monkeypatch)
+    ((rows, features, outputs),) = exercise.large("cuda")
+    plan = _load.C.plan_linear_binary_cuda(
+        rows=rows, outputs=outputs, row_words=-(-features // 32), planes=1,
+        multiprocessors=H100.multi_processor_count, capability=90,
+    )  # fmt: skip
+    assert plan["tile_rows"] == 128
+    assert plan["shared_bytes"] > 48 * 1024
+    assert exercise.large("cpu") == []
+
+
 MEMCHECK = """\
 ========= COMPUTE-SANITIZER
 ========= Invalid __global__ read of size 2 bytes
@@ -338,6 +403,7 @@ MEMCHECK = """\
 ========= ERROR SUMMARY: 1 error
 """
 CLEAN = "========= COMPUTE-SANITIZER\n144 calls, 0 wrong\n========= ERROR SUMMARY: 0 errors\n"
+PARTLY = CLEAN.replace("144 calls, 0 wrong", f"90 calls, 0 wrong, {exercise.UNFINISHED}")
 UNSUPPORTED = "========= COMPUTE-SANITIZER\n========= Error: Device not supported.\n"
 
 
@@ -348,9 +414,10 @@ UNSUPPORTED = "========= COMPUTE-SANITIZER\n========= Error: Device not supporte
         (ended(sanitizer.FOUND, MEMCHECK), FAILED, "Invalid __global__ read of size 2 bytes"),
         (ended(1, CLEAN), FAILED, "ended with status 1"),
         (ended(-9, "=========", cut=True), FAILED, "stopped after 3 s"),
+        (ended(0, PARTLY), NOT_RUN, "90 calls, 0 wrong, stopped at its time limit"),
         (ended(999, UNSUPPORTED), NOT_RUN, "does not support this device"),
     ],
-    ids=["clean", "found", "wrong", "cut", "unsupported"],
+    ids=["clean", "found", "wrong", "cut", "partly", "unsupported"],
 )
 def test_sanitizer_outcomes(how, status, words):
     found, details = sanitizer.outcome("memcheck", how)
@@ -367,7 +434,8 @@ def test_the_sanitizer_watches_each_tensor_as_an_allocation(monkeypatch):
     ((command, env),) = run.calls
     assert command[:3] == ["/toolkit/compute-sanitizer", "--tool", "racecheck"]
     assert command[command.index("--error-exitcode") + 1] == str(sanitizer.FOUND)
-    assert command[-2:] == ["-m", "bench.gpu_check.exercise"]
+    assert command[-4:-1] == ["-m", "bench.gpu_check.exercise", "--limit-s"]
+    assert float(command[-1]) == sanitizer.LIMIT_S - sanitizer.START_S  # it ends by itself
     assert env == {"A": "b", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     assert sanitizer.check("racecheck", Deadline(20), {}, run)[0].status == NOT_RUN
     monkeypatch.setattr(sanitizer, "toolkit", lambda program: None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from bench import cli, environment, results
 from bench.cases import CASES, attn_varlen, e2e
-from bench.gpu_check import aims, benches, report, testing
+from bench.gpu_check import aims, benches, earlier, rehearsal, report, testing
 from bench.gpu_check.process import FAILED, NOT_RUN, PASSED, Deadline, Ended, Step
 from bench.results import Report, Row
 from bench.timing import Timing
@@ -88,12 +88,40 @@ def test_outcomes_of_a_test_file(how, counts, status, details):
         assert detail in text
 
 
-def test_every_test_file_of_the_check_exists_and_absent_ones_are_said():
-    for file in testing.FILES:
-        assert (ROOT / "tests" / file).exists(), file
+def test_every_test_that_can_run_on_a_gpu_is_in_a_file_of_the_check(request):
+    """Whatever pytest collected beside this file; all of them where that is the whole suite."""
+    found = testing.files()
+    assert {"test_attn_varlen.py", "test_linear_binary.py", "test_capture.py"} <= set(found)
+    collected = {item.path.name for item in request.session.items if "backend" in item.fixturenames}
+    assert collected <= set(found)
+    if len(request.session.items) > 1000:
+        assert collected == set(found)
+
+
+def test_a_test_file_that_is_absent_or_has_no_time_is_told():
     step, _ = testing.run_file("test_of_another_day.py", "cuda", 60.0, {})
     assert step.status == NOT_RUN
-    assert testing.run_file(testing.FILES[0], "cuda", None, {})[0].status == NOT_RUN
+    assert testing.run_file("test_capture.py", "cuda", None, {})[0].status == NOT_RUN
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "details"),
+    [
+        (ended(0, "...\n322 calls, 0 wrong, built for sm 90\n"), PASSED, ["322 calls, 0 wrong"]),
+        (ended(1, "a: error 1\n9 calls, 1 wrong\n"), FAILED, ["status 1", "a: error 1"]),
+        (ended(-9, "", cut=True), FAILED, ["stopped after"]),
+    ],
+    ids=["good", "wrong", "cut"],
+)
+def test_every_kernel_runs_once_without_a_sanitizer(how, status, details):
+    asked = []
+    step, _ = testing.exercise("cuda", Deadline(400), {}, lambda *a: asked.append(a) or how)
+    assert step.status == status
+    assert all(any(d in line for line in step.details) for d in details)
+    assert bool(step.data.get("cut")) == how.cut
+    ((command, _, _),) = asked
+    assert command[1:] == ["-m", "bench.gpu_check.exercise", "--device", "cuda"]
+    assert testing.exercise("cuda", Deadline(20), {})[0].status == NOT_RUN
 
 
 # Benches
@@ -118,19 +146,42 @@ def test_every_planned_bench_asks_for_what_exists():
         assert bench.least_s < bench.most_s
 
 
+def asked(bench):
+    return cli.parser().parse_args(bench.command(Path("x"))[3:])
+
+
 def test_the_plan_measures_every_aim_and_fits_the_time_in_order():
-    asked = [cli.parser().parse_args(b.command(Path("x"))[3:]) for b in benches.plan()]
+    given = [asked(bench) for bench in benches.plan()]
     workloads = {
-        Path(name).name
-        for given in asked
-        for pattern in given.workload
-        for name in CASES[given.case].WORKLOADS
+        name
+        for one in given
+        for pattern in one.workload
+        for name in CASES[one.case].WORKLOADS
         if fnmatchcase(name, pattern)
     }
     assert {"d64-max16", "d64-max64", "d64-max512", "d32-max256"} <= workloads
     assert {"bert-base-256", "query-bert-base"} <= workloads
-    assert {given.case for given in asked} == set(CASES) - {"memory"}
-    assert [given.case for given in asked[:3]] == ["attn_varlen", "e2e", "e2e"]
+    assert {one.case for one in given} == set(CASES) - {"memory"}
+    assert [one.case for one in given[:3]] == ["attn_varlen", "e2e", "e2e"]
+    # Nobody knows how long a compiler takes: the two models that need one come last.
+    slow = [any("torch.compile" in baseline for baseline in one.baseline) for one in given]
+    assert slow == [False] * (len(given) - 2) + [True] * 2
+    assert len({bench.step for bench in benches.plan()}) == len(given)
+
+
+@pytest.mark.parametrize("bench", benches.rehearsal(every=True), ids=lambda bench: bench.name)
+def test_every_bench_that_compiles_nothing_runs_as_on_a_gpu(bench, tmp_path):
+    """The whole road of ``--device cuda``, from the command line to the file, on the CPU."""
+    path = tmp_path / "report.json"
+    with rehearsal.no_gpu_needed():
+        assert cli.main(bench.command(path)[3:]) == 0
+    made = results.load(path)
+    assert made.environment["gpu"]["name"] == rehearsal.GPU.name
+    assert made.environment["gpu"]["ceilings"]["flop_per_s"] > 0
+    step = benches.outcome(bench.name, ended(), made)
+    assert step.status == PASSED, step.details
+    if bench.case == "e2e":
+        assert "filbert (captured)" in {row.contestant for row in made.rows if row.samples_s}
 
 
 def bench_row(who, status="ok", reason="", workload="w", dtype="float16", case_samples=(1.0,)):
@@ -279,6 +330,18 @@ def test_ratios_are_never_formed_between_processes():
     assert verdicts(other_dtype)[AGAINST_VARLEN].verdict == "not run"
 
 
+def test_a_ratio_is_of_the_report_that_has_both():
+    """The model is timed twice: at first without what has to be compiled."""
+    first, second = whole_models(HF_SDPA=4.0, filbert=1.0), whole_models(HF_SDPA=2.0, filbert=1.0)
+    second.rows.append(
+        bench_row("torch.compile", workload="bert-base-256", case_samples=(1.6, 1.6))
+    )
+    found = verdicts(first, second)
+    batch = "BERT-base float16, 16 texts up to 256 tokens, against "
+    assert found[batch + "HF SDPA"].got == "4.00×"
+    assert found[batch + "torch.compile"].got == "1.60×"
+
+
 def test_an_aim_for_each_promise():
     assert len(aims.aims()) == 4 + 3 + 2 + 1 + 3
     assert len({aim.what for aim in aims.aims()}) == len(aims.aims())
@@ -299,7 +362,8 @@ def findings(monkeypatch):
         Step("sanitizer: memcheck", NOT_RUN, 0.0, ["no time was left"]),
     ]
     made.outputs = [("tests: b", "x" * 300_000 + "the end")]
-    made.add(attention_report({"filbert": [1.0], "varlen_attn": [2.0]}, 2.7e12))
+    made.add("bench: a", attention_report({"filbert": [1.0], "varlen_attn": [2.0]}, 2.7e12))
+    made.digests = {"libraries": "1", "tree": "2"}
     return made
 
 
@@ -332,3 +396,77 @@ def test_only_failures_fail_it(findings):
     assert findings.passed  # something was not run, and every aim but two was not either
     findings.steps = [step for step in findings.steps if step.status == NOT_RUN]
     assert not findings.passed
+
+
+# What an earlier call finished
+
+
+@pytest.fixture
+def begun(findings, tmp_path):
+    """A report of an earlier call on disk, and the findings of a later one that know where they
+    are."""
+    findings.steps += [
+        Step("tests: c", FAILED, 150.0, ["stopped after 150 s"], {"cut": True}),
+        Step("bench: a", PASSED, 20.0, ["2 of 2 rows"]),
+    ]
+    findings.save(tmp_path)
+    later = report.Findings(findings.environment)
+    later.steps = [Step("libraries", PASSED, 1.0)]
+    later.digests = dict(findings.digests)
+    return later, earlier.load(tmp_path)
+
+
+def kept(later):
+    return [step.name for step in later.steps if step.data.get("kept")]
+
+
+def test_what_an_earlier_call_finished_is_kept(begun, tmp_path):
+    later, before = begun
+    assert later.keep(before) == "3 steps of an earlier call are kept"
+    assert kept(later) == ["tests: a", "tests: b", "bench: a"]
+    assert later.has("tests: b")
+    assert not later.has("tests: c")  # it was cut short
+    assert not later.has("sanitizer: memcheck")  # it never ran
+    assert later.measured["bench: a"].rows[0].samples_s == [1.0]
+    later.save(tmp_path)
+    assert "the end" in (tmp_path / "gpu-check.log").read_text()
+    assert "✓ passed, earlier" in (tmp_path / "gpu-check.md").read_text()
+    data = json.loads((tmp_path / "gpu-check.json").read_text())
+    assert data["tests"] == {"passed": 5, "failed": 1, "skipped": 1}
+
+
+def test_a_failure_is_looked_at_again_once_the_tree_changed(begun):
+    later, before = begun
+    later.digests["tree"] = "3"
+    later.keep(before)
+    assert kept(later) == ["tests: a", "bench: a"]
+
+
+@pytest.mark.parametrize("what", ["GPU", "libraries", "report"])
+def test_what_is_about_something_else_is_not_kept(begun, what):
+    later, before = begun
+    if what == "GPU":
+        later.environment = later.environment | {"gpu": {"name": "another card"}}
+    elif what == "libraries":
+        later.digests["libraries"] = "4"
+    else:
+        before = earlier.load(Path("nowhere"))
+    said = later.keep(before)
+    assert said.startswith("nothing to resume")
+    assert what in said
+    assert kept(later) == []
+
+
+def test_digests_tell_libraries_and_tree_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(earlier, "ROOT", tmp_path)
+    source, library = tmp_path / "tests" / "test_x.py", tmp_path / "libfilbert_ops.so"
+    source.parent.mkdir()
+    source.write_text("a")
+    library.write_text("b")
+    first = earlier.digests(tmp_path)
+    source.write_text("c")
+    second = earlier.digests(tmp_path)
+    library.write_text("d")
+    third = earlier.digests(tmp_path)
+    assert first["tree"] != second["tree"] == third["tree"]
+    assert first["libraries"] == second["libraries"] != third["libraries"]

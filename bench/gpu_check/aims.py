@@ -67,12 +67,16 @@ def ratio(reports: Sequence[Report], case: str, workload: str, who: str, referen
 
     Both have to be of one report: different processes had different weather.
     """
-    report, own = row(reports, case, workload, who)
-    _, other = row([report], case, workload, reference)
-    rounds = other.ratios_of(own)
-    if not rounds:
-        raise NotMeasured(f"{workload}: {who} and {reference} met in no round")
-    return statistics.median(rounds)
+    for report in reports:
+        try:
+            own, other = (row([report], case, workload, one)[1] for one in (who, reference))
+        except NotMeasured:
+            continue
+        if rounds := other.ratios_of(own):
+            return statistics.median(rounds)
+    for one in (who, reference):
+        row(reports, case, workload, one)  # raises, and says why it has no time
+    raise NotMeasured(f"{workload}: {who} and {reference} met in no round")
 
 
 def share_of_bandwidth(reports: Sequence[Report], workload: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..cases import attn_varlen, e2e, e2e_binary, linear_binary
@@ -19,71 +19,100 @@ class Bench:
     """One call of ``python -m bench run``."""
 
     name: str
-    arguments: tuple[str, ...]
+    case: str
+    workloads: str
+    #: seconds of samples for each workload
+    budget_s: float
     #: seconds after which it is given up
     most_s: float
+    #: a workload that a rehearsal can afford
+    small: str
+    #: what there is to compare with; everything if empty
+    baselines: str = ""
+    #: some of those are compiled for a minute or more
+    compiles: bool = False
     #: seconds under which it is not begun
     least_s: float = 20.0
+    #: run on the CPU, which passes for a GPU
+    rehearsed: bool = False
+
+    @property
+    def step(self) -> str:
+        return f"bench: {self.name}"
+
+    @property
+    def arguments(self) -> list[str]:
+        found = ["run", self.case, "--device", "cuda"]
+        if self.rehearsed:
+            found += ["--dtype", "float32", "--workload", self.small, "--budget-s", "0.05"]
+            found += ["--repeats", "2"]
+        else:
+            found += ["--dtype", "float16", "--workload", self.workloads]
+            found += ["--budget-s", str(self.budget_s)]
+        if self.baselines:
+            found += ["--baseline", self.baselines]
+        if self.compiles:
+            found += ["--compile-limit-s", str(COMPILE_LIMIT_S)]
+        return found
 
     def command(self, output: Path) -> list[str]:
-        return [sys.executable, "-m", "bench", "run", *self.arguments, "--json", str(output)]
+        module = "bench.gpu_check.rehearsal" if self.rehearsed else "bench"
+        return [sys.executable, "-m", module, *self.arguments, "--json", str(output)]
 
 
-def _on(case: str, workloads: str, device: str, dtype: str, budget_s: float) -> tuple[str, ...]:
-    return (
-        case, "--device", device, "--dtype", dtype, "--workload", workloads,
-        "--budget-s", str(budget_s),
-    )  # fmt: skip
+#: seconds that torch.compile gets for one model
+COMPILE_LIMIT_S = 75
 
 
 def plan() -> list[Bench]:
-    """What is timed on a GPU, in the order of importance."""
-
-    def gpu(case: str, workloads: str, budget_s: float, *more: str) -> tuple[str, ...]:
-        return (*_on(case, workloads, "cuda", "float16", budget_s), *more)
-
-    packed = ("--baseline", "varlen_attn,flash-attn")
-    compiled = ("--compile-limit-s", "75")
+    """What is timed on a GPU, in the order of importance; what compiles comes last, since nobody
+    knows how long that takes."""
+    packed, hugging_face = "varlen_attn,flash-attn", "HF*,SDPA*"
+    attention = dict(case=attn_varlen.NAME, budget_s=0.6, small="d32-max16")
+    model = dict(case=e2e.NAME, small="tiny", least_s=30)
     return [
-        Bench("attention, D=64", gpu(attn_varlen.NAME, "d64-max*", 0.8, *packed), 90),
+        Bench("attention, D=64", **attention, workloads="d64-max*", most_s=90, baselines=packed),
         Bench(
-            "BERT-base, 16 texts",
-            gpu(e2e.NAME, "bert-base-256", 8, "--baseline", "HF*,SDPA*,torch.compile", *compiled),
-            150,
-            35,
+            "BERT-base, 16 texts", **model, workloads="bert-base-256", budget_s=6, most_s=80,
+            baselines=hugging_face,
         ),
         Bench(
-            "BERT-base, one query",
-            gpu(e2e.NAME, "query-bert-base", 5, "--baseline", "HF*,torch.compile*", *compiled),
-            150,
-            35,
+            "BERT-base, one query", **model, workloads="query-bert-base", budget_s=4, most_s=70,
+            baselines="HF*",
         ),
-        Bench("linear of bits", gpu(linear_binary.NAME, "*-m8192", 0.6), 60),
-        Bench("norm_residual", gpu("norm_residual", "1024x768,16384x768", 0.6), 45),
-        Bench("bias_gelu", gpu("bias_gelu", "1024x3072,16384x3072", 0.6), 45),
-        Bench("gather_rows", gpu("gather_rows", "*-128x*", 0.6), 45),
-        Bench("BERT-base of bits", gpu(e2e_binary.NAME, "bert-base-256", 5), 90, 35),
-        Bench("attention, D=32", gpu(attn_varlen.NAME, "d32-max*", 0.6, *packed), 90),
+        Bench("linear of bits", linear_binary.NAME, "*-m8192", 0.6, 60, "768x768-m16"),
+        Bench("norm_residual", "norm_residual", "1024x768,16384x768", 0.6, 45, "1024x768"),
+        Bench("bias_gelu", "bias_gelu", "1024x3072,16384x3072", 0.6, 45, "1024x3072"),
+        Bench("gather_rows", "gather_rows", "*-128x*", 0.6, 45, "pack-16x256x768"),
         Bench(
-            "attention, FlexAttention",
-            gpu(attn_varlen.NAME, "d64-max256", 0.6, "--baseline", "varlen_attn,Flex*"),
-            90,
-            30,
+            "BERT-base of bits", e2e_binary.NAME, "bert-base-256", 5, 90, "tiny", least_s=35
         ),
-    ]
+        Bench("attention, D=32", **attention, workloads="d32-max*", most_s=90, baselines=packed),
+        Bench(
+            "attention, FlexAttention", **attention, workloads="d64-max256", most_s=70,
+            baselines="varlen_attn,Flex*", compiles=True, least_s=30,
+        ),
+        Bench(
+            "BERT-base, 16 texts, torch.compile", **model | {"least_s": 45}, budget_s=6,
+            workloads="bert-base-256", most_s=130, baselines="HF SDPA,torch.compile", compiles=True,
+        ),
+        Bench(
+            "BERT-base, one query, torch.compile", **model | {"least_s": 45}, budget_s=4,
+            workloads="query-bert-base", most_s=150, baselines="HF*,torch.compile*", compiles=True,
+        ),
+    ]  # fmt: skip
 
 
-def rehearsal() -> list[Bench]:
-    """As many kinds of cases on the CPU, as small as they come."""
-
-    def cpu(case: str, workloads: str, *more: str) -> tuple[str, ...]:
-        return (*_on(case, workloads, "cpu", "float32", 0.05), "--repeats", "2", *more)
-
-    return [
-        Bench("attention", cpu(attn_varlen.NAME, "d32-max16"), 60, 5),
-        Bench("gather_rows", cpu("gather_rows", "pack-16x256x768"), 60, 5),
-        Bench("linear of bits", cpu(linear_binary.NAME, "768x768-m16"), 60, 5),
-    ]
+def rehearsal(every: bool = False) -> list[Bench]:
+    """The plan as the CPU runs it, where it passes for a GPU: nothing is compiled there. All of it,
+    or one bench of four kinds of cases."""
+    kinds = {attn_varlen.NAME, e2e.NAME, linear_binary.NAME, "gather_rows"}
+    found = []
+    for bench in plan():
+        if not bench.compiles and (every or bench.case in kinds):
+            found.append(replace(bench, rehearsed=True, least_s=5))
+            kinds -= {bench.case}
+    return found
 
 
 def _is_ours(row: Row) -> bool:
@@ -97,7 +126,8 @@ def outcome(name: str, ended: Ended, report: Report | None) -> Step:
     """
     if report is None:
         details = [f"{ended.how}, no report", *ended.last_lines()]
-        return Step(f"bench: {name}", FAILED, ended.seconds, details)
+        cut = {"cut": True} if ended.cut else {}
+        return Step(f"bench: {name}", FAILED, ended.seconds, details, cut)
     ours = [row for row in report.rows if _is_ours(row)]
     bad = [row for row in ours if row.status != "ok"]
     others = [row for row in report.rows if row.status != "ok" and not _is_ours(row)]
@@ -117,7 +147,7 @@ def time_one(
     """One call's step, its report, and everything it printed."""
     limit = deadline.limit(bench.most_s, bench.least_s)
     if limit is None:
-        return Step(f"bench: {bench.name}", NOT_RUN, details=["no time was left"]), None, ""
+        return Step(bench.step, NOT_RUN, details=["no time was left"]), None, ""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.json"
         ended = runner(bench.command(path), limit, env)

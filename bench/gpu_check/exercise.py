@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from ..runner import DTYPES, dtypes_on
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
 LENGTHS = ([5, 0, 1, 130, 17, 64, 3], [16, 32, 48, 20], [300, 2])
 WIDTHS = ((9, 384), (5, 33), (2, 1031))
+#: the end of the last line where not everything ran
+UNFINISHED = "stopped at its time limit"
 #: name of a call, the error of its result, the error it may have
 Outcome = tuple[str, float, float]
 
@@ -94,15 +97,17 @@ def rows(device: str, dtype: str) -> Iterator[Outcome]:
         yield f"gather_rows {dtype} {shape}", row_error(out.cpu(), right), 0.0
 
 
+def same(name: str, got: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> Outcome:
+    """Of what is integers, and equal or wrong."""
+    wrong = sum(int((a.cpu() != b).sum()) for a, b in zip(got, right, strict=True))
+    return name, float(wrong), 0.0
+
+
 def bits(device: str) -> Iterator[Outcome]:
-    """The binary kernels; what they make is integers, and equal or wrong."""
+    """The linear layers of bits and what packs their rows."""
     from filbert import ops, reference
 
-    def same(name: str, got: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> Outcome:
-        wrong = sum(int((a.cpu() != b).sum()) for a, b in zip(got, right, strict=True))
-        return name, float(wrong), 0.0
-
-    for rows, features, outputs in ((5, 100, 33), (130, 768, 768), (1, 3072, 80)):
+    for rows, features, outputs in ((5, 100, 33), (130, 768, 768), (1, 3072, 80), *large(device)):
         x = normal(rows, features, dtype=torch.float32)
         packed = reference.pack_bits(x, None, "exact")
         name = f"[{rows}, {features}]"
@@ -122,6 +127,12 @@ def bits(device: str) -> Iterator[Outcome]:
             right = (reference.linear_binary(*planes, tiles, totals, ones, None, None, step, low),)
             got = ops.linear_binary(*own, *there[:2], ones.to(device), step=step, low=low)
             yield same(f"linear_binary {name} to {outputs}, {len(planes[0])}", (got,), right)
+
+
+def bit_attention(device: str) -> Iterator[Outcome]:
+    """Attention of bits, Boolean and by a table."""
+    from filbert import ops, reference
+
     for lengths in LENGTHS:
         cu, total = offsets(lengths), sum(lengths)
         for dim in (32, 64, 128):
@@ -138,16 +149,36 @@ def bits(device: str) -> Iterator[Outcome]:
                 yield same(f"attn_binary D={dim} {lengths}", got, right)
 
 
+def large(device: str) -> list[tuple[int, int, int]]:
+    """Rows, inputs and outputs of a binary layer with more large tiles than multiprocessors: a GPU
+    makes small tiles of any smaller one. In five columns of tiles, and two stages of inputs."""
+    if device == "cpu":
+        return []
+    count = torch.cuda.get_device_properties(device).multi_processor_count
+    return [(128 * (1 + count // 5) + 4, 1100, 520)]
+
+
+def in_turn(calls: Iterable[Iterator[Outcome]]) -> Iterator[Outcome]:
+    """One of each, then the next of each: who stops early has seen something of every kernel."""
+    left = list(calls)
+    while left:
+        for one in list(left):
+            try:
+                yield next(one)
+            except StopIteration:
+                left.remove(one)
+
+
 def outcomes(device: str, quick: bool) -> Iterator[Outcome]:
     """All calls, or with ``quick`` one attention."""
     if quick:
         yield from attention(device, "float16" if device != "cpu" else "float32", (64,), False)
         return
-    yield from bits(device)
+    calls = [bits(device), bit_attention(device)]
     for dtype in dtypes_on(device):
-        yield from attention(device, dtype, (32, 64, 128, 40), False)
-        yield from attention(device, dtype, (64,), True)
-        yield from rows(device, dtype)
+        calls += [attention(device, dtype, (dim,), False) for dim in (32, 64, 128, 40)]
+        calls += [attention(device, dtype, (64,), True), rows(device, dtype)]
+    yield from in_turn(calls)
 
 
 def missing(device: str) -> str | None:
@@ -167,21 +198,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="runs every kernel on small ragged shapes")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="one attention only")
+    parser.add_argument("--limit-s", type=float, help="begin no call after that many seconds")
     given = parser.parse_args()
     if (why := missing(given.device)) is not None:
         print(why)
         return 1
-    count, bad = 0, []
+    count, bad, unfinished = 0, [], ""
+    end = time.monotonic() + (given.limit_s or float("inf"))
     for name, error, limit in outcomes(given.device, given.quick):
         count += 1
         if not error <= limit:  # a NaN is wrong too
             bad.append(f"{name}: error {error:.2g}, allowed {limit:.0e}")
+        if time.monotonic() > end:
+            unfinished = f", {UNFINISHED}"
+            break
     for line in bad:
         print(line)
     built = ""
     if given.device != "cpu":
         built = f", built for {torch.ops.filbert.cuda_architectures()}"
-    print(f"{count} calls, {len(bad)} wrong{built}")
+    print(f"{count} calls, {len(bad)} wrong{built}{unfinished}")
     return 1 if bad else 0
 
 

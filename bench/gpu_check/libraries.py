@@ -66,19 +66,27 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+def prebuilt(needed: Sequence[str]) -> list[Path]:
+    """Folders of ``build/`` that hold all of these libraries, what was built last first."""
+    found = (path.parent for path in (ROOT / "build").glob(f"*/{needed[-1]}"))
+    complete = [folder for folder in found if all((folder / name).exists() for name in needed)]
+    return sorted(complete, key=lambda folder: (folder / needed[-1]).stat().st_mtime, reverse=True)
+
+
 class Libraries:
     """Finds a folder whose libraries run an attention on the device, or makes one.
 
     Args:
-        given: the folder to try first; ``build/dev`` if None.
+        given: the folder to try, and no other before they are built; whatever folder of ``build/``
+            has them if None.
         device: ``cuda``, or ``cpu`` in a rehearsal, which never builds.
         runner: runs programs; replaced in tests.
     """
 
     def __init__(self, given: Path | None, device: str, runner: Runner = run) -> None:
         self.device, self._run = device, runner
-        self._first = given.resolve() if given else ROOT / "build" / "dev"
-        self._origin = "given" if given else "build/dev"
+        self._needed = NAMES if device != "cpu" else NAMES[:1]
+        self._given = given.resolve() if given else None
         #: the folder that works, once it is known
         self.folder: Path | None = None
         self.log: list[tuple[str, str]] = []
@@ -86,22 +94,30 @@ class Libraries:
     def find(self, deadline: Deadline) -> Step:
         """The step: ``data`` says where the libraries are from and why others were not taken."""
         left, tried = deadline.left_s, []
-        reason, built_for = self._probe(self._first, deadline)
-        if reason is None:
-            self.folder, origin = self._first, self._origin
-        else:
-            tried.append(f"{self._origin}: {reason}")
-            if self.device == "cpu":
-                return self._step(FAILED, left - deadline.left_s, tried, {})
-            reason = self._build(ROOT / "build" / "gpu", deadline)
+        for folder in [self._given] if self._given else prebuilt(self._needed):
+            origin = "given" if self._given else f"build/{folder.name}"
+            reason, built_for = self._probe(folder, deadline)
             if reason is None:
-                reason, built_for = self._probe(ROOT / "build" / "gpu", deadline)
-            if reason is not None:
-                tried.append(f"built here: {reason}")
-                return self._step(FAILED, left - deadline.left_s, tried, {})
-            self.folder, origin = ROOT / "build" / "gpu", "built here"
-        data = {"origin": origin, "probe": built_for, "sha256": digests(self.folder)}
-        return self._step(PASSED, left - deadline.left_s, tried, data)
+                return self._found(folder, origin, built_for, left - deadline.left_s, tried)
+            tried.append(f"{origin}: {reason}")
+        if not tried:
+            tried.append(f"build/: no {' and no '.join(self._needed)} in any folder of it")
+        if self.device != "cpu":
+            folder = ROOT / "build" / "gpu"
+            reason, built_for = self._build(folder, deadline), ""
+            if reason is None:
+                reason, built_for = self._probe(folder, deadline)
+            if reason is None:
+                return self._found(folder, "built here", built_for, left - deadline.left_s, tried)
+            tried.append(f"built here: {reason}")
+        return self._step(FAILED, left - deadline.left_s, tried, {})
+
+    def _found(
+        self, folder: Path, origin: str, probe: str, seconds: float, tried: list[str]
+    ) -> Step:
+        self.folder = folder
+        data = {"origin": origin, "probe": probe, "sha256": digests(folder)}
+        return self._step(PASSED, seconds, tried, data)
 
     def _step(self, status: str, seconds: float, tried: list[str], data: dict) -> Step:
         tried = [without_paths(reason) for reason in tried]
@@ -110,8 +126,7 @@ class Libraries:
 
     def _probe(self, folder: Path, deadline: Deadline) -> tuple[str | None, str]:
         """Why the folder's libraries do not work here, or None and what the probe said."""
-        needed = NAMES if self.device != "cpu" else NAMES[:1]
-        absent = [name for name in needed if not (folder / name).exists()]
+        absent = [name for name in self._needed if not (folder / name).exists()]
         if absent:
             return f"no {' and no '.join(absent)} in {folder}", ""
         limit = deadline.limit(PROBE_LIMIT_S, 5.0)

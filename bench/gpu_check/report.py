@@ -11,11 +11,11 @@ from typing import Any
 from ..cases import rate
 from ..environment import caption
 from ..report.table import markdown
-from ..results import Report, without_paths
+from ..results import Report, from_dict, without_paths
 from .aims import Verdict, judge
 from .process import FAILED, PASSED, Step
 
-SCHEMA = "filbert-gpu-check/1"
+SCHEMA = "filbert-gpu-check/2"
 #: characters of one program's output that the log keeps, its end
 LOGGED = 200_000
 
@@ -26,13 +26,53 @@ class Findings:
 
     environment: dict[str, Any] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
-    reports: list[Report] = field(default_factory=list)
+    #: what was measured, by the step that did
+    measured: dict[str, Report] = field(default_factory=dict)
     #: what programs printed, by what they were for
     outputs: list[tuple[str, str]] = field(default_factory=list)
+    #: of the libraries and of the tree, see :mod:`.earlier`
+    digests: dict[str, str] = field(default_factory=dict)
 
-    def add(self, report: Report) -> None:
-        """Keeps a report; the first that measured this GPU's ceilings tells the environment."""
-        self.reports.append(report)
+    @property
+    def reports(self) -> list[Report]:
+        return list(self.measured.values())
+
+    def has(self, name: str) -> bool:
+        """Whether the step is there already."""
+        return any(step.name == name for step in self.steps)
+
+    def keep(self, earlier: dict[str, Any] | None) -> str:
+        """Takes over what an earlier report finished, and says how much that is, or why nothing.
+
+        A step that was cut short or never begun is not finished.
+        """
+        if earlier is None or earlier.get("schema") != SCHEMA:
+            return "nothing to resume: the folder holds no report of an earlier call"
+        digests = earlier["digests"]
+        for what, theirs, own in (
+            ("another GPU", _gpu(earlier["environment"]), _gpu(self.environment)),
+            ("other libraries", digests.get("libraries"), self.digests["libraries"]),
+        ):
+            if theirs != own:
+                return f"nothing to resume: the earlier call was about {what}"
+        same_tree = digests["tree"] == self.digests["tree"]
+        for about in earlier["steps"]:
+            step = Step(**about)
+            finished = step.status == PASSED or (step.status == FAILED and not step.data.get("cut"))
+            if not self.has(step.name) and finished and (step.status == PASSED or same_tree):
+                step.data["kept"] = True
+                self.steps.append(step)
+        for data in earlier["bench"]:
+            if self.has(name := data["step"]):
+                self.add(name, from_dict(data, name))
+        self.outputs.append(("earlier calls", earlier["log"]))
+        kept = sum("kept" in step.data for step in self.steps)
+        return f"{kept} steps of an earlier call are kept"
+
+    def add(self, name: str, report: Report) -> None:
+        """Keeps a step's report; the first that measured this GPU's ceilings tells the
+        environment."""
+        self.measured[name] = report
         ceilings = report.environment.get("gpu", {}).get("ceilings")
         if ceilings and "gpu" in self.environment:
             self.environment["gpu"].setdefault("ceilings", ceilings)
@@ -57,10 +97,11 @@ class Findings:
             "schema": SCHEMA,
             "passed": self.passed,
             "environment": self.environment,
+            "digests": self.digests,
             "tests": self.tests,
             "steps": [asdict(step) for step in self.steps],
             "aims": [asdict(verdict) for verdict in judge(self.reports)],
-            "bench": [report.to_dict() for report in self.reports],
+            "bench": [{"step": n, **report.to_dict()} for n, report in self.measured.items()],
         }
 
     def save(self, folder: Path) -> None:
@@ -96,6 +137,10 @@ class Findings:
         return "\n".join([self.summary(), *tables])
 
 
+def _gpu(about: dict[str, Any]) -> str:
+    return str(about.get("gpu", {}).get("name", ""))
+
+
 def described(about: dict[str, Any]) -> list[str]:
     """The environment in a few lines; empty before it is known."""
     if not about:
@@ -123,7 +168,8 @@ def step_table(steps: Sequence[Step]) -> list[str]:
     lines = ["| step | result | seconds | |", "|---|---|---:|---|"]
     marks = {PASSED: "✓", FAILED: "✗"}
     for step in steps:
-        result = f"{marks.get(step.status, '–')} {step.status}"
+        earlier = ", earlier" if "kept" in step.data else ""
+        result = f"{marks.get(step.status, '–')} {step.status}{earlier}"
         details = "<br>".join(_cell(line) for line in step.details)
         lines.append(f"| {step.name} | {result} | {step.seconds:.0f} | {details} |")
     return lines

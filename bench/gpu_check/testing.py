@@ -1,29 +1,30 @@
-"""The test suite on the GPU, a process for each file."""
+"""The test suite on the GPU, a process for each file, and every kernel once before it."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
 from ..environment import ROOT
 from ..results import without_paths
+from .libraries import Runner
 from .process import FAILED, NOT_RUN, PASSED, Deadline, Ended, Step, run
 
-FILES = (
-    "test_attn_varlen.py", "test_attn_tiles.py", "test_norm_residual.py", "test_bias_gelu.py",
-    "test_gather_rows.py", "test_cuda_model.py", "test_capture.py",
-)  # fmt: skip
+#: a test that runs once for each backend, or on whatever passes for a GPU
+ON_BACKENDS = re.compile(r"^def test_\w+\([^)]*\b(backend|gpu)\b", re.MULTILINE)
 #: the backend's name stands in a test's id; hostcuda runs the same source without a GPU
 CUDA = "cuda and not hostcuda"
 #: tests that need neither a GPU nor ``filbert._C``, to rehearse with
 ANYWHERE = "test_refuses"
+REHEARSED = ("test_gather_rows.py",)
 LIMIT_S, LEAST_S = 150.0, 15.0
+EXERCISE = "every kernel once"
 #: failures that are shown in the table; the log has them all
 SHOWN = 12
 
@@ -86,8 +87,9 @@ def command(file: str, keyword: str, junit: Path) -> list[str]:
 def outcome(file: str, ended: Ended, counts: Counts | None) -> Step:
     """The step of one file."""
     if counts is None:
-        details = [f"{ended.how}, no report", *ended.last_lines(1)]
-        return Step(f"tests: {file}", FAILED, ended.seconds, [without_paths(d) for d in details])
+        details = [without_paths(d) for d in (f"{ended.how}, no report", *ended.last_lines(1))]
+        cut = {"cut": True} if ended.cut else {}
+        return Step(f"tests: {file}", FAILED, ended.seconds, details, cut)
     details = [str(counts)]
     good = ended.status == 0 and not ended.cut and counts.passed > 0
     if counts.tests == 0:
@@ -104,8 +106,17 @@ def outcome(file: str, ended: Ended, counts: Counts | None) -> Step:
         "failed": counts.failures + counts.errors,
         "skipped": counts.skipped,
         "failures": counts.failed,
+        **({"cut": True} if ended.cut else {}),
     }
     return Step(f"tests: {file}", PASSED if good else FAILED, ended.seconds, details, data)
+
+
+def files() -> list[str]:
+    """The files that have a test for the GPU, the longest first: they are begun in this order."""
+    found = (ROOT / "tests").glob("test_*.py")
+    texts = {path.name: path.read_text(encoding="utf-8") for path in found}
+    chosen = sorted(name for name, text in texts.items() if ON_BACKENDS.search(text))
+    return sorted(chosen, key=lambda name: len(texts[name]), reverse=True)
 
 
 def run_file(
@@ -122,16 +133,31 @@ def run_file(
         return outcome(file, ended, read_junit(junit)), ended.output
 
 
-def start(
-    pool: ThreadPoolExecutor, files: tuple[str, ...], keyword: str, deadline: Deadline,
-    env: Mapping[str, str],
-) -> list[Future[tuple[Step, str]]]:  # fmt: skip
-    """Queues all files. A file's limit is taken when its turn comes."""
+def exercise(
+    device: str, deadline: Deadline, env: Mapping[str, str], runner: Runner = run
+) -> tuple[Step, str]:
+    """The step of every kernel on a few shapes, without a sanitizer, and what it printed."""
+    limit = deadline.limit(LIMIT_S, LEAST_S)
+    if limit is None:
+        return Step(EXERCISE, NOT_RUN, details=["no time was left"]), ""
+    command = [sys.executable, "-m", "bench.gpu_check.exercise", "--device", device]
+    ended = runner(command, limit, env)
+    good = ended.status == 0 and not ended.cut
+    details = [*([] if good else [ended.how]), *ended.last_lines(1 if good else SHOWN)]
+    data = {"cut": True} if ended.cut else {}
+    return Step(EXERCISE, PASSED if good else FAILED, ended.seconds, details, data), ended.output
 
-    def turn(file: str) -> tuple[Step, str]:
-        return run_file(file, keyword, deadline.limit(LIMIT_S, LEAST_S), env)
 
-    return [pool.submit(turn, file) for file in files]
+def turns(
+    files: Sequence[str], keyword: str, deadline: Deadline, env: Mapping[str, str]
+) -> Iterator[tuple[str, Callable[[], tuple[Step, str]]]]:
+    """Each file's step's name, and what runs it. A file's limit is taken when its turn comes."""
+    for file in files:
+
+        def turn(file: str = file) -> tuple[Step, str]:
+            return run_file(file, keyword, deadline.limit(LIMIT_S, LEAST_S), env)
+
+        yield f"tests: {file}", turn
 
 
 def workers() -> int:
