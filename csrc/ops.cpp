@@ -53,10 +53,12 @@ FILBERT_LIBRARY(m) {
       "Tensor? bias=None, Tensor? scale=None, int step=2, int low=-1, Tensor? residual=None, "
       "Tensor? norm_weight=None, Tensor? norm_bias=None, float eps=0.0, str dtype='float32') -> "
       "Tensor");
-  // the same with threshold [N] -> words [1,T,ceil(N/32)], sums [T]
+  // the same with threshold, until, lower and lower_until [N] -> words [P,T,ceil(N/32)], sums [T];
+  // P is 1, or 2 with a lower bit
   m.def(
       "linear_binary_bits(Tensor words, Tensor sums, Tensor weight, Tensor totals, Tensor "
-      "threshold, int step=2, int low=-1) -> (Tensor words, Tensor sums)");
+      "threshold, int step=2, int low=-1, Tensor? until=None, Tensor? lower=None, Tensor? "
+      "lower_until=None) -> (Tensor words, Tensor sums)");
   // q, k and v [T,H*D/32] bits, cu_seqlens [B+1], threshold [H*D], table [D+1] ->
   // words [P,T,H*D/32], sums [T]
   m.def(

@@ -47,6 +47,60 @@ def test_bits_out(backend, shape, kind):
     assert not reference.words_to_bits(got, 32 * got.shape[2])[..., outputs:].any()
 
 
+#: which of ``until``, ``lower`` and ``lower_until`` are given
+EDGES = [("until",), ("lower",), ("lower_until",), ("lower", "lower_until"),
+         ("until", "lower", "lower_until")]  # fmt: skip
+
+
+@pytest.mark.parametrize("edges", EDGES, ids="+".join)
+@pytest.mark.parametrize("shape", SHAPES[2::2], ids=str)
+@pytest.mark.parametrize("kind", ["signs", "ternary"])
+def test_codes_out(backend, shape, kind, edges):
+    """A second interval of ones, and a second bit: what GELU makes of signs, in one product."""
+    rows, features, outputs = shape
+    planes, step, low = INPUTS[kind]
+    codes, words, sums = code_rows(rows, features, planes)
+    signs, tiles, totals = weights(outputs, features)
+    exact = dots(codes, signs, step, low)
+    ends = {"threshold": exact[0].clone(), "until": exact[0] - 3, "lower": exact[0] - 1,
+            "lower_until": exact[-1] - 5}  # fmt: skip
+    for at, (name, end) in enumerate(ends.items()):  # ties in one row, chance in the others
+        end[at::9], end[at + 1 :: 9] = LEAST, MOST
+        ends[name] = end.int()
+    given = {name: ends[name] for name in edges}
+    got, ones = ops.linear_binary_bits(
+        words, sums, tiles, totals, ends["threshold"], step=step, low=low, **given
+    )
+    upper = exact >= ends["threshold"]
+    lower = exact >= ends["lower"] if "lower" in edges else upper.clone()
+    if "until" in edges:
+        upper |= exact < ends["until"]
+    if "lower_until" in edges:
+        lower |= exact < ends["lower_until"]
+    expected = upper.long() if edges == ("until",) else upper.long() + lower.long()
+    assert got.shape[0] == (1 if edges == ("until",) else 2)
+    assert_exact(reference.words_to_codes(got, outputs), expected)
+    assert_exact(ones, expected.sum(1).to(torch.int32))
+    assert not reference.words_to_bits(got, 32 * got.shape[2])[..., outputs:].any()
+
+
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.02, 0.5])
+@pytest.mark.parametrize("shape", [(1, 768, 80), (33, 768, 130), (130, 3072, 48)], ids=str)
+def test_zeros_in_rows_of_signs(backend, shape, density):
+    """Few zeros are counted another way than many, and none not at all: the numbers are the same,
+    whichever rows share a tile."""
+    rows, features, outputs = shape
+    codes = 2 * integers(0, 2, rows, features)
+    zeros = torch.rand(rows, features, generator=torch.Generator().manual_seed(3)) < density
+    zeros[rows // 2] = False  # a row without any, and one of nothing else
+    zeros[-1] = density > 0
+    codes[zeros.to(codes.device)] = 1
+    words, sums = reference.codes_to_words(codes, 2)
+    signs, tiles, totals = weights(outputs, features)
+    got = ops.linear_binary(words, sums, tiles, totals, torch.ones(outputs), step=1, low=-1)
+    assert_exact(got, dots(codes, signs, 1, -1).float())
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", INPUTS)
 def test_numbers_out(backend, shape, kind):
@@ -233,6 +287,8 @@ def test_opcheck(backend):
         (*given, ones, ones, torch.ones(3), 1, -1, torch.ones(3, 20), ones, ones, 1e-5, "float32"),
     )
     torch.library.opcheck(kernels.linear_binary_bits.default, (*given, totals, 1, 0))
+    edges = (totals, totals, totals)
+    torch.library.opcheck(kernels.linear_binary_bits.default, (*given, totals, 1, 0, *edges))
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,15 @@ def bits(device: str) -> Iterator[Outcome]:
             right = reference.linear_binary_bits(*planes, tiles, totals, threshold, step, low)
             got = ops.linear_binary_bits(*own, *there, step=step, low=low)
             yield same(f"linear_binary_bits {name} to {outputs}, {len(planes[0])}", got, right)
+            edges = [threshold - shift for shift in (9, 1, 5)]
+            right = reference.linear_binary_bits(
+                *planes, tiles, totals, threshold, step, low, *edges
+            )
+            until, lower, lower_until = (t.to(device) for t in edges)
+            got = ops.linear_binary_bits(
+                *own, *there, step=step, low=low, until=until, lower=lower, lower_until=lower_until
+            )
+            yield same(f"codes of linear_binary_bits {name} to {outputs}", got, right)
             ones = torch.ones(outputs)
             right = (reference.linear_binary(*planes, tiles, totals, ones, None, None, step, low),)
             got = ops.linear_binary(*own, *there[:2], ones.to(device), step=step, low=low)

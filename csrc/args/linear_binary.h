@@ -12,7 +12,10 @@ constexpr int64_t kTileOutputs = 16;  // outputs that lie side by side in the we
 // What pads K is zero in words and weight, and so drops out.
 //
 // Either out = scale[t] * alpha[n] * dot + bias[n] (+ residual, or LayerNorm with residual), or,
-// where `threshold` is given, bits: dot >= threshold[n].
+// where `threshold` is given, bits: dot >= threshold[n], or dot < until[n].
+// With `lower` or `lower_until` there are two bits: the first and dot >= lower[n] (threshold[n]
+// where `lower` is null), or dot < lower_until[n]; the code is how many of them are ones, in two
+// planes.
 struct LinearBinaryArgs {
   const uint32_t* words;   // [P, T, W]
   const int32_t* sums;     // [T]
@@ -40,9 +43,16 @@ struct LinearBinaryArgs {
   float eps;
 
   // bits out
-  const int32_t* threshold;  // [N] or null
-  uint32_t* out_words;       // [T, ceil(N / 32)]
-  int32_t* out_sums;         // [T]
+  const int32_t* threshold;    // [N] or null
+  const int32_t* until;        // [N] or null
+  const int32_t* lower;        // [N] or null
+  const int32_t* lower_until;  // [N] or null
+  uint32_t* out_words;         // [planes_out, T, ceil(N / 32)]
+  int32_t* out_sums;           // [T], sum of a row's codes
 };
+
+constexpr int32_t planes_out(const LinearBinaryArgs& args) {
+  return args.lower || args.lower_until ? 2 : 1;
+}
 
 }  // namespace filbert

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/binary_block.h"
+#include "cpu/sparse_plane.h"
 
 #if !defined(__AVX512VPOPCNTDQ__) && ((FILBERT_VECTOR_BYTES == 32 && defined(__AVX2__)) || \
                                       (FILBERT_VECTOR_BYTES == 64 && defined(__AVX512BW__)))
@@ -201,10 +202,14 @@ int64_t offset_bytes(const LinearBinaryArgs& args) {
 }
 
 // What counting needs of the rows, made once for all columns of a task.
-void prepare_rows(const Block& block, uint8_t* scratch) {
+void prepare_rows(const Block& block, const SparsePlane& sparse, uint8_t* scratch) {
   const int64_t row_bytes = block.args.row_words * kNibbles;
   for (int p = 0; p < block.args.planes; ++p) {
     for (int64_t r = 0; r < block.rows; ++r) {
+      const int64_t tile = r / kTableRows * kTableRows;
+      if (sparse.few(tile, block.rows - tile < kTableRows ? block.rows - tile : kTableRows, p)) {
+        continue;
+      }
       expand_row(block.row(r, p), block.args.row_words,
                  scratch + (p * kBinaryRows + r) * row_bytes);
     }
@@ -215,7 +220,8 @@ int64_t table_scratch(const LinearBinaryArgs& args) {
   return (offset_bytes(args) + 63) / 64 * 64 + args.row_words * kNibbles * kColumns;
 }
 
-void count_by_table(const Block& block, uint8_t* scratch, int32_t* counts) {
+void count_by_table(const Block& block, const SparsePlane& sparse, uint8_t* scratch,
+                    int32_t* counts) {
   const int64_t words = block.args.row_words, row_bytes = words * kNibbles;
   uint8_t* nibbles = scratch + (offset_bytes(block.args) + 63) / 64 * 64;
   expand_weight(block, nibbles);
@@ -223,6 +229,10 @@ void count_by_table(const Block& block, uint8_t* scratch, int32_t* counts) {
     const int64_t left = block.rows - r;
     const int n = left < kTableRows ? static_cast<int>(left) : kTableRows;
     for (int p = block.args.planes - 1; p >= 0; --p) {  // the highest first, doubled on the way
+      if (sparse.few(r, n, p)) {
+        sparse.add(block, r, n, counts);
+        continue;
+      }
       const uint8_t* from = scratch + (p * kBinaryRows + r) * row_bytes;
       int32_t* to = counts + r * kColumns;
       const bool first = p == block.args.planes - 1;

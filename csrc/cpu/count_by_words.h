@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/binary_block.h"
+#include "cpu/sparse_plane.h"
 
 namespace filbert {
 namespace FILBERT_ISA {
@@ -50,11 +51,16 @@ __attribute__((noinline)) void count_rows_by_words(const Block& block, int64_t f
   }
 }
 
-void count_by_words(const Block& block, int32_t* counts) {
+void count_by_words(const Block& block, const SparsePlane& sparse, int32_t* counts) {
   for (int p = block.args.planes - 1; p >= 0; --p) {  // the highest first, doubled on the way
     const bool first = p == block.args.planes - 1;
     for (int64_t r = 0; r < block.rows;) {
       const int64_t left = block.rows - r;
+      if (sparse.few(r, left >= kRows ? kRows : left, p)) {
+        sparse.add(block, r, left >= kRows ? kRows : left, counts);
+        r += left >= kRows ? kRows : left;
+        continue;
+      }
       for (int v = 0; v < kVectors; v += kTileVectorsOfCounts) {
         if (left >= kRows) {
           count_rows_by_words<kRows>(block, r, p, v, counts, first);

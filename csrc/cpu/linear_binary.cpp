@@ -52,12 +52,12 @@ void linear_binary_cpu(const LinearBinaryArgs& args) {
     }
   });
   if (args.threshold) {
-    const int64_t words = (args.outputs + 31) / 32;
+    const int64_t words = (args.outputs + 31) / 32, plane = args.rows * words;
     constexpr int64_t kCountsPerShare = 16384;
     parallel_for(args.rows, kCountsPerShare / std::max<int64_t>(words, 1) + 1,
                  [&](int64_t begin, int64_t end) {
-                   kernels.sum_planes(args.out_words + begin * words, 0, 1, end - begin, words,
-                                      args.out_sums + begin);
+                   kernels.sum_planes(args.out_words + begin * words, plane, planes_out(args),
+                                      end - begin, words, args.out_sums + begin);
                  });
   } else if (args.norm_weight) {
     normalise(args);

@@ -20,14 +20,17 @@ bool by_table(const LinearBinaryArgs& args) {
 #else
 bool by_table(const LinearBinaryArgs&) { return false; }
 int64_t table_scratch(const LinearBinaryArgs&) { return 0; }
-void prepare_rows(const Block&, uint8_t*) {}
-void count_by_table(const Block&, uint8_t*, int32_t*) {}
+void prepare_rows(const Block&, const SparsePlane&, uint8_t*) {}
+void count_by_table(const Block&, const SparsePlane&, uint8_t*, int32_t*) {}
 #endif
 
 // What belongs to the outputs of a block, padded to whole vectors.
 struct Channels {
   alignas(64) int32_t constant[kColumns] = {};  // low * totals
-  alignas(64) int32_t threshold[kColumns];      // what pads is never reached
+  alignas(64) int32_t threshold[kColumns];      // what pads is never reached, by any edge of a bit
+  alignas(64) int32_t until[kColumns];
+  alignas(64) int32_t lower[kColumns];
+  alignas(64) int32_t lower_until[kColumns];
   alignas(64) float alpha[kColumns] = {};
   alignas(64) float bias[kColumns] = {};
   int n;
@@ -35,13 +38,20 @@ struct Channels {
   Channels(const LinearBinaryArgs& args, int64_t column) {
     const int64_t left = args.outputs - column;
     n = left < kColumns ? static_cast<int>(left) : kColumns;
-    for (int i = 0; i < kColumns; ++i) threshold[i] = INT32_MAX;
     for (int i = 0; i < n; ++i) {
       constant[i] = args.low * args.totals[column + i];
-      if (args.threshold) threshold[i] = args.threshold[column + i];
       if (args.alpha) alpha[i] = args.alpha[column + i];
       if (args.bias) bias[i] = args.bias[column + i];
     }
+    if (!args.threshold) return;
+    take(args.threshold, column, INT32_MAX, threshold);
+    if (args.until) take(args.until, column, INT32_MIN, until);
+    if (args.lower) take(args.lower, column, INT32_MAX, lower);
+    if (args.lower_until) take(args.lower_until, column, INT32_MIN, lower_until);
+  }
+
+  void take(const int32_t* from, int64_t column, int32_t past, int32_t* to) {
+    for (int i = 0; i < kColumns; ++i) to[i] = i < n ? from[column + i] : past;
   }
 
   // dot = step * (2 P - sum) + low * total; step is 1 or 2, so 2 * step is a shift by it
@@ -52,17 +62,36 @@ struct Channels {
 };
 
 void write_bits(const Block& block, const Channels& channels, const int32_t* counts) {
+  constexpr int kParts = 32 / kLanes;  // vectors of a word's lanes
   const LinearBinaryArgs& args = block.args;
-  const int64_t out_words = (args.outputs + 31) / 32;
+  const int64_t out_words = (args.outputs + 31) / 32, plane = args.rows * out_words;
+  const bool two = args.lower || args.lower_until;
   for (int64_t r = 0; r < block.rows; ++r) {
     const int32_t sum = args.sums[block.row_begin + r];
     uint32_t* out = args.out_words + (block.row_begin + r) * out_words + block.column / 32;
     for (int w = 0; 32 * w < channels.n; ++w) {
-      out[w] = word_of([&](int i) {
-        const int v = w * (32 / kLanes) + i;
-        const VecI dot = channels.dot(args, counts + r * kColumns, sum, v);
-        return dot >= load(channels.threshold + v * kLanes);
-      });
+      VecI dot[kParts];
+      for (int i = 0; i < kParts; ++i) {
+        dot[i] = channels.dot(args, counts + r * kColumns, sum, w * kParts + i);
+      }
+      const auto from = [&](const int32_t* edge) {
+        return word_of(
+            [&](int i) { return (VecI)(dot[i] >= load(edge + (w * kParts + i) * kLanes)); });
+      };
+      const auto below = [&](const int32_t* edge) {
+        return word_of(
+            [&](int i) { return (VecI)(dot[i] < load(edge + (w * kParts + i) * kLanes)); });
+      };
+      const uint32_t start = from(channels.threshold);
+      const uint32_t upper = args.until ? start | below(channels.until) : start;
+      if (!two) {
+        out[w] = upper;
+        continue;
+      }
+      uint32_t lower = args.lower ? from(channels.lower) : start;
+      if (args.lower_until) lower |= below(channels.lower_until);
+      out[w] = upper ^ lower;
+      out[w + plane] = upper & lower;
     }
   }
 }
@@ -97,21 +126,23 @@ void write_numbers(const Block& block, const Channels& channels, const int32_t* 
 }  // namespace
 
 int64_t linear_binary_scratch(const LinearBinaryArgs& args) {
-  return kBinaryRows * kColumns * static_cast<int64_t>(sizeof(int32_t)) +
+  return kBinaryRows * kColumns * static_cast<int64_t>(sizeof(int32_t)) + SparsePlane::bytes(args) +
          (by_table(args) ? table_scratch(args) : 0);
 }
 
 void linear_binary_block(const LinearBinaryArgs& args, int64_t row_begin, int64_t row_end,
                          int64_t block_begin, int64_t block_end, void* scratch) {
   int32_t* counts = static_cast<int32_t*>(scratch);
-  uint8_t* counting = reinterpret_cast<uint8_t*>(counts + kBinaryRows * kColumns);
+  char* behind = reinterpret_cast<char*>(counts + kBinaryRows * kColumns);
   Block block{args, row_begin, row_end - row_begin, 0};
+  const SparsePlane sparse(block, behind);
+  uint8_t* counting = reinterpret_cast<uint8_t*>(behind + SparsePlane::bytes(args));
   const bool table = by_table(args);
-  if (table) prepare_rows(block, counting);
+  if (table) prepare_rows(block, sparse, counting);
   for (int64_t b = block_begin; b < block_end; ++b) {
     block.column = b * kColumns;
     const Channels channels(args, block.column);
-    table ? count_by_table(block, counting, counts) : count_by_words(block, counts);
+    table ? count_by_table(block, sparse, counting, counts) : count_by_words(block, sparse, counts);
     if (args.threshold) {
       write_bits(block, channels, counts);
     } else if (args.dtype == DType::kFloat32) {

@@ -158,7 +158,9 @@ struct WarpCounts {
     }
   }
 
-  // Adds `steps` steps of 256 bits; `row` and `tile` are the warp's first.
+  // Adds `steps` steps of 256 bits; `row` and `tile` are the warp's first. kSparse: strips without
+  // a one are left out.
+  template <bool kSparse>
   __device__ __forceinline__ void multiply(const Stage<Tiling>& stage, int row, int tile, int steps,
                                            const BitLane& lane) {
 #pragma unroll 1
@@ -175,6 +177,7 @@ struct WarpCounts {
       for (int s = 0; s < Tiling::kStrips; ++s) {
         uint32_t a[4];
         ldmatrix_x4(a, stage.words(row + s * 16 + lane.id % 16, step * 2 + lane.id / 16));
+        if (kSparse && __ballot_sync(0xffffffffu, (a[0] | a[1] | a[2] | a[3]) != 0) == 0) continue;
 #pragma unroll
         for (int c = 0; c < Tiling::kColumns; ++c) {
           mma_b1_256(counts[s][c][0], a, low[c].x, high[c].x);
@@ -190,67 +193,96 @@ struct WarpCounts {
   }
 };
 
+// A warp's outputs of a row: half a word or a whole one.
+template <int kSixteens>
+struct WordOf {
+  using Type = uint16_t;
+};
+template <>
+struct WordOf<2> {
+  using Type = uint32_t;
+};
+template <typename Word>
+__device__ __forceinline__ void join_word(char* at, uint32_t ones, bool joined) {
+  Word* to = reinterpret_cast<Word*>(at);
+  *to = static_cast<Word>(joined ? *to | ones : ones);
+}
+
 // Bits: 16 outputs are half a word. Lane t has four of them, for each of the warp's rows; two
 // rounds of exchange with its neighbours leave it whole words of a quarter of the rows, which wait
-// in shared memory until the other warps' are there.
+// in shared memory until the other warps' are there. Each edge of the bits goes this way, one after
+// the other, and is joined with those before it where it waits.
 template <typename Tiling>
 __device__ __forceinline__ void write_tile(const LinearBinaryArgs& args, int row, int output,
                                            const WarpCounts<Tiling>& counts, int warp_row,
                                            int warp_tile, const BitLane& lane, Bit) {
-  uint32_t bits[Tiling::kStrips][2] = {};
+  constexpr int kPlaneBytes = Tiling::kRows * (Tiling::kOutputs / 8);
+  char* memory = shared_memory();  // [2][kRows][kOutputs / 8] bytes: upper bits, lower bits
+  const bool two = two_planes(args);
+#pragma unroll 1
+  for (int number = 0; number < BitEdge::kCount; ++number) {
+    const BitEdge edge(args, number);
+    if (!edge.limits) continue;
+    uint32_t bits[Tiling::kStrips][2] = {};
 #pragma unroll
-  for (int c = 0; c < Tiling::kColumns; ++c) {
-    int limit[4];
+    for (int c = 0; c < Tiling::kColumns; ++c) {
+      int limit[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      limit[i] = bit_limit(args, output + (warp_tile + c) * kTileWidth + lane.place * 4 + i);
-    }
+      for (int i = 0; i < 4; ++i) {
+        limit[i] = edge.limit(args, output + (warp_tile + c) * kTileWidth + lane.place * 4 + i);
+      }
 #pragma unroll
-    for (int s = 0; s < Tiling::kStrips; ++s) {
+      for (int s = 0; s < Tiling::kStrips; ++s) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const RowTerm term(args, row + warp_row + s * 16 + half * 8 + lane.group);
-        uint32_t four = 0;
+        for (int half = 0; half < 2; ++half) {
+          const RowTerm term(args, row + warp_row + s * 16 + half * 8 + lane.group);
+          uint32_t four = 0;
 #pragma unroll
-        for (int i = 3; i >= 0; --i) {
-          four = four << 1 | term.reaches(counts.at(s, c, half, i), limit[i]);
+          for (int i = 3; i >= 0; --i) {
+            four = four << 1 | term.reaches(counts.at(s, c, half, i), limit[i]);
+          }
+          bits[s][half] |= four << (c * kTileWidth + lane.place * 4);
         }
-        bits[s][half] |= four << (c * kTileWidth + lane.place * 4);
       }
     }
-  }
 
-  // Of both halves of a strip keep one, by the lane's lower bit; of two strips keep one, by the
-  // upper.
-  const int lower = lane.place % 2, upper = lane.place / 2;
-  uint32_t merged[Tiling::kStrips];
+    // Of both halves of a strip keep one, by the lane's lower bit; of two strips keep one, by the
+    // upper.
+    const int lower = lane.place % 2, upper = lane.place / 2;
+    uint32_t merged[Tiling::kStrips];
 #pragma unroll
-  for (int s = 0; s < Tiling::kStrips; ++s) {
-    const uint32_t kept = lower ? bits[s][1] : bits[s][0], given = lower ? bits[s][0] : bits[s][1];
-    merged[s] = kept | __shfl_xor_sync(0xffffffffu, given, 1);
-  }
-  char* memory = shared_memory();  // [kRows][kOutputs / 8] bytes
+    for (int s = 0; s < Tiling::kStrips; ++s) {
+      const uint32_t kept = lower ? bits[s][1] : bits[s][0],
+                     given = lower ? bits[s][0] : bits[s][1];
+      merged[s] = kept | __shfl_xor_sync(0xffffffffu, given, 1);
+    }
 #pragma unroll
-  for (int s = 0; s < Tiling::kStrips; s += 2) {
-    const uint32_t kept = upper ? merged[s + 1] : merged[s],
-                   given = upper ? merged[s] : merged[s + 1];
-    const uint32_t all = kept | __shfl_xor_sync(0xffffffffu, given, 2);
-    const int at = warp_row + (s + upper) * 16 + lower * 8 + lane.group;
-    char* to = memory + at * (Tiling::kOutputs / 8) + warp_tile * (kTileWidth / 8);
-    if (Tiling::kColumns == 2) {
-      *reinterpret_cast<uint32_t*>(to) = all;
-    } else {
-      *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(all);
+    for (int s = 0; s < Tiling::kStrips; s += 2) {
+      const uint32_t kept = upper ? merged[s + 1] : merged[s],
+                     given = upper ? merged[s] : merged[s + 1];
+      const uint32_t all = edge.ones(kept | __shfl_xor_sync(0xffffffffu, given, 2));
+      const int at = warp_row + (s + upper) * 16 + lower * 8 + lane.group;
+      char* to = memory + at * (Tiling::kOutputs / 8) + warp_tile * (kTileWidth / 8);
+      using Word = typename WordOf<Tiling::kColumns>::Type;
+      if (edge.upper) join_word<Word>(to, all, edge.below);
+      if (two && edge.lower) join_word<Word>(to + kPlaneBytes, all, edge.below);
     }
   }
   __syncthreads();  // the words of the tile are there
 
-  const int64_t row_words = divided_up(args.outputs, 32);
+  const int64_t row_words = divided_up(args.outputs, 32), plane = args.rows * row_words;
   const int first = output / 32;
   for (int at = threadIdx.x; at < Tiling::kRows * Tiling::kRowWords; at += Tiling::kThreads) {
     const int r = row + at / Tiling::kRowWords, word = first + at % Tiling::kRowWords;
-    if (r < args.rows && word < row_words) {
-      args.out_words[r * row_words + word] = reinterpret_cast<const uint32_t*>(memory)[at];
+    if (r >= args.rows || word >= row_words) continue;
+    uint32_t* to = args.out_words + r * row_words + word;
+    const uint32_t upper = reinterpret_cast<const uint32_t*>(memory)[at];
+    if (two) {
+      const uint32_t lower = reinterpret_cast<const uint32_t*>(memory + kPlaneBytes)[at];
+      to[0] = code_plane(upper, lower, 0);
+      to[plane] = code_plane(upper, lower, 1);
+    } else {
+      to[0] = upper;
     }
   }
 }
@@ -311,7 +343,14 @@ __global__ void __launch_bounds__(Tiling::kThreads, 512 / Tiling::kThreads)
     cp_async_wait<1>();
     __syncthreads();  // this stage is there
     if (chunk == 0 && plane != top) counts.double_all();
-    counts.multiply(stage_at(stage), warp_row, warp_tile, operands.steps(chunk), lane);
+    // The lower of two planes has a one where a sign is 0, which float rows nearly never have.
+    if (args.planes == 2 && plane == 0) {
+      counts.template multiply<true>(stage_at(stage), warp_row, warp_tile, operands.steps(chunk),
+                                     lane);
+    } else {
+      counts.template multiply<false>(stage_at(stage), warp_row, warp_tile, operands.steps(chunk),
+                                      lane);
+    }
     if (++chunk == chunks) chunk = 0, --plane;
     __syncthreads();  // nobody reads it any more
   }
@@ -320,7 +359,7 @@ __global__ void __launch_bounds__(Tiling::kThreads, 512 / Tiling::kThreads)
                      Out{});
 }
 
-// The number of ones in each row of words: what the tiles of a row cannot know by themselves. A
+// The sum of each row's codes: what the tiles of a row cannot know by themselves. A
 // launch of its own, because the alternative, each tile adding its part, needs one too, to write
 // the zeros that it adds to.
 constexpr int kCountWarps = 8;
@@ -331,7 +370,10 @@ static __global__ void __launch_bounds__(32 * kCountWarps)
   const int64_t warps = int64_t{gridDim.x} * kCountWarps;
   for (int64_t row = blockIdx.x * kCountWarps + threadIdx.x / 32; row < args.rows; row += warps) {
     int sum = 0;
-    for (int w = lane; w < row_words; w += 32) sum += __popc(args.out_words[row * row_words + w]);
+    for (int p = 0; p <= two_planes(args); ++p) {
+      const uint32_t* words = args.out_words + (p * args.rows + row) * row_words;
+      for (int w = lane; w < row_words; w += 32) sum += __popc(words[w]) << p;
+    }
     for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
     if (lane == 0) args.out_sums[row] = sum;
   }

@@ -30,13 +30,46 @@ struct RowTerm {
 // More than any signed(P): with 65504 inputs of eight bits they stay below 2^27.
 constexpr int kNeverReached = 1 << 28;
 
-// The smallest signed(P) that makes bit `n` a one. The column's term, of at most 30 bits, is moved
-// to this side of the comparison; where the difference is beyond what signed(P) can be, it is cut
-// off. Past the last output: never a one.
-__device__ __forceinline__ int bit_limit(const LinearBinaryArgs& args, int n) {
-  if (n >= args.outputs) return kNeverReached;
-  const int limit = subtract_saturated(args.threshold[n], args.low * args.totals[n]);
-  return limit < -kNeverReached ? -kNeverReached : limit > kNeverReached ? kNeverReached : limit;
+// One edge of the bits: a one from `limits` on or, `below`, before them. It belongs to the upper
+// bit of an output or to the lower one, or to both.
+struct BitEdge {
+  const int32_t* limits;  // [N], or null: no such edge
+  bool below, upper, lower;
+
+  static constexpr int kCount = 4;
+  // Edges that begin a plane come first.
+  __device__ __forceinline__ BitEdge(const LinearBinaryArgs& args, int number)
+      : limits(number == 0   ? args.threshold
+               : number == 1 ? args.lower
+               : number == 2 ? args.until
+                             : args.lower_until),
+        below(number >= 2),
+        upper(number % 2 == 0),
+        lower(number == 0 ? !args.lower : number % 2 == 1) {}
+
+  // The smallest signed(P) on the upper side of the edge of output `n`. The column's term, of at
+  // most 30 bits, is moved to this side of the comparison; where the difference is beyond what
+  // signed(P) can be, it is cut off. Past the last output: never a one.
+  __device__ __forceinline__ int limit(const LinearBinaryArgs& args, int n) const {
+    if (n >= args.outputs) return below ? -kNeverReached : kNeverReached;
+    const int limit = subtract_saturated(limits[n], args.low * args.totals[n]);
+    return limit < -kNeverReached ? -kNeverReached : limit > kNeverReached ? kNeverReached : limit;
+  }
+
+  // The ones of this edge, from those bits that have reached its limits.
+  __device__ __forceinline__ uint32_t ones(uint32_t reached) const {
+    return below ? ~reached : reached;
+  }
+};
+
+// Whether an output has a second bit.
+__device__ __forceinline__ bool two_planes(const LinearBinaryArgs& args) {
+  return args.lower || args.lower_until;
+}
+
+// The planes of codes whose bits are `upper` and `lower`.
+__device__ __forceinline__ uint32_t code_plane(uint32_t upper, uint32_t lower, int plane) {
+  return plane ? upper & lower : upper ^ lower;
 }
 
 // The terms of kOutputs neighbouring outputs that are numbers.

@@ -17,14 +17,29 @@ namespace cuda {
 template <int kRows>
 __device__ __forceinline__ void write_popcounts(const LinearBinaryArgs& args, int first_row,
                                                 int output, const int (&counts)[kRows], Bit) {
-  const int64_t row_words = divided_up(args.outputs, 32);
-  const int limit = bit_limit(args, output);
+  const int64_t row_words = divided_up(args.outputs, 32), plane = args.rows * row_words;
+  uint32_t upper[kRows] = {}, lower[kRows] = {};
+#pragma unroll 1
+  for (int number = 0; number < BitEdge::kCount; ++number) {
+    const BitEdge edge(args, number);
+    if (!edge.limits) continue;
+    const int limit = edge.limit(args, output);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const RowTerm term(args, first_row + r);
+      const uint32_t ones = edge.ones(__ballot_sync(0xffffffffu, term.reaches(counts[r], limit)));
+      if (edge.upper) upper[r] |= ones;
+      if (edge.lower) lower[r] |= ones;
+    }
+  }
+  const bool two = two_planes(args);
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int row = first_row + r;
-    const unsigned word = __ballot_sync(0xffffffffu, RowTerm(args, row).reaches(counts[r], limit));
     if (threadIdx.x % 32 == 0 && row < args.rows) {
-      args.out_words[row * row_words + output / 32] = word;
+      uint32_t* to = args.out_words + row * row_words + output / 32;
+      to[0] = two ? code_plane(upper[r], lower[r], 0) : upper[r];
+      if (two) to[plane] = code_plane(upper[r], lower[r], 1);
     }
   }
 }
@@ -70,6 +85,15 @@ __global__ void __launch_bounds__(32 * kPopcountWarps)
     const int64_t from = plane * args.plane_stride;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) counts[r] *= 2;
+    // The lower of two planes has a one where a sign is 0, which float rows nearly never have.
+    if (args.planes == 2 && plane == 0) {
+      uint32_t ones = 0;
+      for (int w = threadIdx.x % 32; w < row_words; w += 32) {
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) ones |= words[r][w];
+      }
+      if (__ballot_sync(0xffffffffu, ones != 0) == 0) break;
+    }
 #pragma unroll 4
     for (int w = 0; w < row_words; ++w) {
       const uint32_t b = weight[int64_t{w} * kTileOutputs];

@@ -110,12 +110,20 @@ Tensor linear_binary(Tensor words, Tensor sums, Tensor weight, Tensor totals, Te
 
 std::tuple<Tensor, Tensor> linear_binary_bits(Tensor words, Tensor sums, Tensor weight,
                                               Tensor totals, Tensor threshold, int64_t step,
-                                              int64_t low) {
+                                              int64_t low, std::optional<Tensor> until,
+                                              std::optional<Tensor> lower,
+                                              std::optional<Tensor> lower_until) {
   constexpr const char* kOp = "linear_binary_bits";
   LinearBinaryArgs args{};
   read_operands(words, sums, weight, totals, step, low, kOp, args);
   check_vector_of(threshold, ScalarType::Int, args.outputs, words, kOp, "threshold");
-  Tensor out_words = empty_words(words, 1, args.rows, args.outputs);
+  if (until) check_vector_of(*until, ScalarType::Int, args.outputs, words, kOp, "until");
+  if (lower) check_vector_of(*lower, ScalarType::Int, args.outputs, words, kOp, "lower");
+  if (lower_until) {
+    check_vector_of(*lower_until, ScalarType::Int, args.outputs, words, kOp, "lower_until");
+  }
+  const int64_t planes = lower || lower_until ? 2 : 1;
+  Tensor out_words = empty_words(words, planes, args.rows, args.outputs);
   Tensor out_sums = empty_sums(words, args.rows);
   if (args.rows == 0) return {out_words, out_sums};
   if (args.outputs == 0) return {out_words, torch::stable::zero_(out_sums)};
@@ -125,6 +133,9 @@ std::tuple<Tensor, Tensor> linear_binary_bits(Tensor words, Tensor sums, Tensor 
   args.weight = call.read<uint32_t>(weight);
   args.totals = call.read<int32_t>(totals);
   args.threshold = call.read<int32_t>(threshold);
+  args.until = until ? call.read<int32_t>(*until) : nullptr;
+  args.lower = lower ? call.read<int32_t>(*lower) : nullptr;
+  args.lower_until = lower_until ? call.read<int32_t>(*lower_until) : nullptr;
   args.out_words = call.write<uint32_t>(out_words);
   args.out_sums = call.write<int32_t>(out_sums);
   run(args, call);

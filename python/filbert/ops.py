@@ -404,8 +404,15 @@ def linear_binary_bits(
     *,
     step: int = 2,
     low: int = -1,
+    until: Tensor | None = None,
+    lower: Tensor | None = None,
+    lower_until: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`linear_binary` whose outputs are bits: no number of the product is ever stored.
+
+    With ``lower`` or ``lower_until`` the outputs are codes 0, 1 and 2, how many of two bits are 1.
+    An activation that falls and then rises, and whose 0 is a value of its own (GELU before
+    ``torch.sign``), is so one product.
 
     Args:
         words: as for :func:`linear_binary`.
@@ -416,9 +423,13 @@ def linear_binary_bits(
             smallest int32 makes it always 1, the largest always 0.
         step: as for :func:`linear_binary`.
         low: likewise.
+        until: ``[N]`` int32, or None: the output is also 1 where ``x[t] · w[n] < until[n]``.
+        lower: ``[N]`` int32, or None: ``threshold`` of the second bit; the first one's if None.
+        lower_until: ``[N]`` int32, or None: ``until`` of the second bit.
 
     Returns:
-        ``words`` int32 ``[1, T, ceil(N / 32)]`` and ``sums`` int32 ``[T]``, the next layer's input.
+        ``words`` int32 ``[P, T, ceil(N / 32)]``, one plane or, with a second bit, two, and ``sums``
+        int32 ``[T]``, the next layer's input.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit.
@@ -426,11 +437,16 @@ def linear_binary_bits(
     Paper: BiBERT, arXiv 2203.06390; BiT, arXiv 2205.13016.
     """
     _one_device(
-        "linear_binary_bits", words, sums=sums, weight=weight, totals=totals, threshold=threshold
-    )
+        "linear_binary_bits", words, sums=sums, weight=weight, totals=totals, threshold=threshold,
+        until=until, lower=lower, lower_until=lower_until,
+    )  # fmt: skip
     if not _compiled("linear_binary_bits", words):
-        return reference.linear_binary_bits(words, sums, weight, totals, threshold, step, low)
-    return _kernels().linear_binary_bits(words, sums, weight, totals, threshold, step, low)
+        return reference.linear_binary_bits(
+            words, sums, weight, totals, threshold, step, low, until, lower, lower_until
+        )
+    return _kernels().linear_binary_bits(
+        words, sums, weight, totals, threshold, step, low, until, lower, lower_until
+    )
 
 
 def attn_binary(
@@ -580,11 +596,16 @@ def _fake_linear_binary(
     return words.new_empty((words.shape[1], alpha.shape[0]), dtype=getattr(torch, dtype))
 
 
-def _fake_linear_binary_bits(words, sums, weight, totals, threshold, step=2, low=-1):
+def _fake_linear_binary_bits(
+    words, sums, weight, totals, threshold, step=2, low=-1, until=None, lower=None,
+    lower_until=None,
+):  # fmt: skip
     _one_device(
-        "linear_binary_bits", words, sums=sums, weight=weight, totals=totals, threshold=threshold
-    )
-    return _planes_of(words, 1, words.shape[1], threshold.shape[0])
+        "linear_binary_bits", words, sums=sums, weight=weight, totals=totals, threshold=threshold,
+        until=until, lower=lower, lower_until=lower_until,
+    )  # fmt: skip
+    planes = 1 if lower is None and lower_until is None else 2
+    return _planes_of(words, planes, words.shape[1], threshold.shape[0])
 
 
 def _fake_attn_binary(

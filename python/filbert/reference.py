@@ -250,10 +250,20 @@ def linear_binary(
 
 def linear_binary_bits(
     words: Tensor, sums: Tensor, weight: Tensor, totals: Tensor, threshold: Tensor,
-    step: int = 2, low: int = -1,
+    step: int = 2, low: int = -1, until: Tensor | None = None, lower: Tensor | None = None,
+    lower_until: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Meaning of :func:`filbert.ops.linear_binary_bits`."""
-    return _compare(binary_product(words, sums, weight, totals, step, low), threshold, "above")
+    dots = binary_product(words, sums, weight, totals, step, low)
+
+    def bit(start: Tensor, end: Tensor | None) -> Tensor:
+        return (dots >= start) if end is None else (dots >= start) | (dots < end)
+
+    codes = bit(threshold, until).long()
+    if lower is None and lower_until is None:
+        return codes_to_words(codes, 1)
+    codes = codes + bit(threshold if lower is None else lower, lower_until).long()
+    return codes_to_words(codes, 2)
 
 
 def attn_binary(
