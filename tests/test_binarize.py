@@ -33,11 +33,14 @@ def assert_same_model(model, reference, at=2e-5):
     torch.testing.assert_close(ours.logits.double(), logits, rtol=at, atol=at)
 
 
+@pytest.mark.parametrize("exact", [None, True])
 @pytest.mark.parametrize("scheme", ["bibert", "bit"])
-def test_exact_mode_is_the_paper(scheme):
+def test_the_default_is_the_published_model(scheme, exact):
+    """Signs of 0 and all, without asking; asking only refuses what could not be equal."""
     state = checkpoint(scheme)
-    model = filbert.binarize(state, config=CONFIG, exact=True)
+    model = filbert.binarize(state, config=CONFIG, exact=exact)
     assert model.about["scheme"] == model.report.scheme == scheme
+    assert model.about["ties"] == model.report.ties == "exact"
     assert model.report.mismatches == 0
     assert_same_model(model, Reference(state, scheme))
     if scheme == "bibert":
@@ -46,9 +49,13 @@ def test_exact_mode_is_the_paper(scheme):
 
 @pytest.mark.parametrize(("ties", "sign"), [("below", below), ("above", above)])
 @pytest.mark.parametrize("scheme", ["bibert", "bit"])
-def test_fast_modes_are_the_paper_but_for_counted_ties(scheme, ties, sign):
+def test_two_valued_forms_are_asked_for_by_name(scheme, ties, sign):
+    """They are the paper but for ties, which are counted."""
     state = checkpoint(scheme)
     model = filbert.binarize(state, config=CONFIG, ties=ties)
+    if ties == "below":
+        other = filbert.binarize(state, config=CONFIG, exact=False, check=False)
+        assert other.to_config() == model.to_config()
     report = model.report
     assert report.mismatches == report.ties_met
     assert (report.ties_met > 100) == (scheme == "bibert")
@@ -118,11 +125,11 @@ def test_fingerprints(scheme):
 @pytest.mark.parametrize("ties", ["below", "above", "zero"])
 @pytest.mark.parametrize("scheme", ["bibert", "bit"])
 def test_our_own_student(scheme, ties):
-    """What was trained with ties that fit in a bit is equal as it is; else exact mode is."""
+    """Whatever ties it was trained with: nothing has to be asked for."""
     student = own(scheme, ties=ties)
     ids, mask, types = batch(3)
     student.calibrate(ids, mask, types)
-    model = filbert.binarize(student, exact=ties == "zero")
+    model = filbert.binarize(student)
     end = model.report.parts[-1]
     assert (end.part, end.mismatches) == ("trained model", 0)
     assert end.compared > 10
@@ -188,7 +195,7 @@ def test_rows_without_a_scale():
 
 def test_the_report_finds_a_wrong_bit_and_a_wrong_scale():
     latent = read_checkpoint(checkpoint("bibert"), config=CONFIG)
-    model = filbert.binarize(checkpoint("bibert"), config=CONFIG, exact=True)
+    model = filbert.binarize(checkpoint("bibert"), config=CONFIG)
     assert not any(part.mismatches for part in model.report.parts)
     layer = model.encoder.layers[1]
     layer.up.weight[0, 0, 0] ^= 1 << 7

@@ -239,7 +239,7 @@ def test_an_ordinary_model_is_refused():
     text = refused(model, scheme="bibert")
     assert "without trained=True" in text
     forced = filbert.binarize(model, scheme="bibert", trained=True)
-    assert forced.report.mismatches == forced.report.ties_met
+    assert forced.report.ties_met > forced.report.mismatches == 0
     few = filbert.binarize(model, scheme="binarybert", activation_bits=8, trained=True, check=False)
     assert few.about["activation_bits"] == 8
     assert "need BiT's scale" in refused(model, scheme="bit", trained=True).replace("\n", " ")

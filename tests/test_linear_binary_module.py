@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from binary_reference import above, below, bibert_weight, binarybert_weight, bit_weight
+from filbert import reference
 from filbert.nn import (
     DotPacker,
     LinearBinary,
@@ -165,7 +167,7 @@ def test_bits_out_are_the_bits_of_the_numbers(activation, into):
     for dot in range(-45, 46):
         dots = torch.full((n,), dot)
         number = act(layer.value(dots))
-        got = codes(lambda t, d=dots: words_of(d >= t))
+        got = codes(partial(codes_of, dots))
         expected = packer(number[None]).unpack()
         differs = (got.unpack() != expected)[0]
         # GELU's -0.0 is an exception, but for exact mode: negative, as its argument is.
@@ -179,9 +181,17 @@ def test_bits_out_are_the_bits_of_the_numbers(activation, into):
     assert (underflown > 0) == (activation == "gelu" and into == "above")
 
 
-def words_of(bits):
-    packed = PackedBits.bits(bits.float()[None])
-    return packed.words, packed.sums
+def codes_of(dots, above, until=None, lower=None, lower_until=None):
+    """What linear_binary_bits makes of one row of dot products."""
+
+    def bit(start, end):
+        return (dots >= start) if end is None else (dots >= start) | (dots < end)
+
+    codes = bit(above, until).long()
+    if lower is None and lower_until is None:
+        return reference.codes_to_words(codes[None], 1)
+    codes += bit(above if lower is None else lower, lower_until)
+    return reference.codes_to_words(codes[None], 2)
 
 
 def test_gelu_between_signs_costs_nothing():
@@ -194,6 +204,7 @@ def test_gelu_between_signs_costs_nothing():
     exact = layer.codes_for(RowPacker.sign(20, ties="exact"), "gelu")
     assert exact.ternary
     assert exact.at_until is not None
+    assert exact.at is exact.above_until is None  # 0 is a tie for no integer but the underflown
     shifted = layer.codes_for(RowPacker.sign(20, torch.full((20,), 0.1)), "gelu")
     assert shifted.above_until is not None  # 0 < 0.1 < 0.17: two edges
 

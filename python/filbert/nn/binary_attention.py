@@ -5,7 +5,7 @@ Paper: BiBERT, arXiv 2203.06390; BiT, arXiv 2205.13016; BinaryBERT, arXiv 2012.1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -145,7 +145,7 @@ class BinaryAttention(nn.Module):
         if self.eager:
             values = [v for c in codes for v in c.unpack(torch.float64).chunk(3 // len(codes), 1)]
             counts = self._counts(values, batch).to(torch.float32)
-            return self.context(lambda t: ops.pack_bits(counts, t.to(torch.float32), "above"))
+            return self._packed(lambda t, ties: ops.pack_bits(counts, t.to(torch.float32), ties))
         q, k, v = (w for c in codes for w in c.words[0].chunk(3 // len(codes), 1))
 
         def attend(threshold: Tensor, ties: str) -> tuple[Tensor, Tensor]:
@@ -155,11 +155,23 @@ class BinaryAttention(nn.Module):
                 half=self._half,
             )  # fmt: skip
 
-        context = self.context
-        if context.all_tie and context.at is not None:  # one pass gives both planes
-            words, sums = attend(context.at, "exact")
-            return PackedBits(words, sums, context.features, context.step, context.low)
-        return context(lambda threshold: attend(threshold, "above"))
+        return self._packed(attend)
+
+    def _packed(self, compare: Callable[[Tensor, str], tuple[Tensor, Tensor]]) -> PackedBits:
+        """The context's codes from what makes bits of its comparison with thresholds ``[H*D]`` and
+        a choice of ties."""
+
+        def make(above: Tensor, _: None, at: Tensor | None, __: None) -> tuple[Tensor, Tensor]:
+            if at is None:
+                return compare(above, "above")
+            if self.context.all_tie:  # one pass gives both planes
+                return compare(at, "exact")
+            words, sums = compare(above, "above")
+            lower, lower_sums = compare(at, "above")
+            # The upper bit implies the lower one; the code is how many of them are 1.
+            return torch.cat([words ^ lower, words & lower]), sums + lower_sums
+
+        return self.context(make)
 
     def _counts(self, values: Sequence[Tensor], batch: PackedBatch) -> Tensor:
         """The context ``[T, H*D]`` of query, key and value of -1, 0 and 1, all float64: what

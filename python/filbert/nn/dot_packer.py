@@ -31,15 +31,16 @@ class DotPacker(nn.Module):
     falls, so with no activation or ReLU each bit is one comparison. GELU falls and then rises: a
     condition on it holds from some integer on, and perhaps below another. It has the sign of its
     argument, so before a plain sign (BiBERT) it drops out, with one exception: below about -5.54
-    float32 GELU is -0.0, whose ``torch.sign`` is 0. With ``ties="exact"`` that is kept, at the
-    price of more products; otherwise such an element is negative, as its argument is.
+    float32 GELU is -0.0, whose ``torch.sign`` is 0. With ``ties="exact"`` that is kept; otherwise
+    such an element is negative, as its argument is.
 
     Attributes:
         above, above_until: int32 ``[N]``: the (upper) bit is 1 from ``above`` on, and below
             ``above_until``, if that is not None.
-        at, at_until: the same of the lower bit of ternary codes; None where no zero can occur.
+        at, at_until: the same of the lower bit of ternary codes. ``at`` is None where it is
+            ``above`` in every channel.
         step, low: of the codes, see :class:`filbert.PackedBits`.
-        ternary: whether there are two planes.
+        ternary: whether there are two planes, because some channel can be 0.
         all_tie: whether the zero of every channel is one integer, the one before ``above``.
     """
 
@@ -70,13 +71,11 @@ class DotPacker(nn.Module):
             name: self._edges(value, reach, holds, packer, activation, device)
             for name, holds in packer.conditions().items()
         }
+        above, at = edges["above"], edges.get("at", edges["above"])
+        same_start, same_until = (_same(a, b) for a, b in zip(above, at, strict=True))
+        self.ternary = not (same_start and same_until)
         if "at" in edges:
-            (start, until), (start_at, until_at) = edges["above"], edges["at"]
-            assert start is not None
-            assert start_at is not None
-            if until is None and until_at is None and torch.equal(start, start_at):
-                del edges["at"]
-        self.ternary = "at" in edges
+            edges["at"] = (None if same_start else at[0], at[1] if self.ternary else None)
         self.low = packer.low
         self.step = 2 if packer.signed and not self.ternary else 1
         for name in ("above", "at"):
@@ -116,32 +115,16 @@ class DotPacker(nn.Module):
         until = torch.where(everywhere | (until <= low), ALWAYS, until).to(torch.int32)
         return start, until if bool((until != ALWAYS).any()) else None
 
-    def forward(self, at_least: Callable[[Tensor], tuple[Tensor, Tensor]]) -> PackedBits:
+    def forward(self, make: Callable[..., tuple[Tensor, Tensor]]) -> PackedBits:
         """Makes the codes.
 
         Args:
-            at_least: int32 thresholds ``[N]`` to words ``[1, T, W]`` and sums ``[T]`` of the bits
-                that are 1 where the integer is at least its threshold.
+            make: takes ``above``, ``until``, ``lower`` and ``lower_until``, as
+                :func:`filbert.linear_binary_bits` does, and gives words and sums as it does.
         """
-        words, sums = self._bit(at_least, self.above, self.above_until)
-        if self.at is not None:
-            lower, lower_sums = self._bit(at_least, self.at, self.at_until)
-            # The upper bit implies the lower one; the code is how many of them are 1.
-            words = torch.cat([words ^ lower, words & lower])
-            sums = sums + lower_sums
+        words, sums = make(self.above, self.above_until, self.at, self.at_until)
         return PackedBits(words, sums, self.features, self.step, self.low)
 
-    def _bit(
-        self,
-        at_least: Callable[[Tensor], tuple[Tensor, Tensor]],
-        start: Tensor,
-        until: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        words, sums = at_least(start)
-        if until is None:
-            return words, sums
-        past, past_sums = at_least(until)
-        full = torch.full((words.shape[2],), -1, dtype=torch.int32, device=words.device)
-        if rest := self.features % 32:
-            full[-1] = (1 << rest) - 1
-        return words | (~past & full), sums + (self.features - past_sums)
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))

@@ -277,15 +277,20 @@ class LinearBinary(nn.Module):
                 "cannot know the scale; try forward and the next layer's packer"
             )
 
-        def at_least(threshold: Tensor) -> tuple[Tensor, Tensor]:
+        def make(
+            threshold: Tensor,
+            until: Tensor | None = None,
+            lower: Tensor | None = None,
+            lower_until: Tensor | None = None,
+        ) -> tuple[Tensor, Tensor]:
             return ops.linear_binary_bits(
                 codes.words, codes.sums, self.weight, self.totals, threshold,
-                step=codes.step, low=codes.low,
+                step=codes.step, low=codes.low, until=until, lower=lower, lower_until=lower_until,
             )  # fmt: skip
 
         if isinstance(thresholds, DotPacker):
-            return thresholds(at_least)
-        return PackedBits(*at_least(thresholds), features=self.out_features)
+            return thresholds(make)
+        return PackedBits(*make(thresholds), features=self.out_features)
 
     def value(self, dot: Tensor) -> Tensor:
         """What integers ``[N]`` become as numbers: ``alpha * dot + bias``, rounded twice."""

@@ -39,7 +39,7 @@ def binarize(
     *,
     scheme: str | None = None,
     config: Any = None,
-    exact: bool = False,
+    exact: bool | None = None,
     ties: str | None = None,
     score_ties: str | None = None,
     activation_bits: int | None = None,
@@ -54,8 +54,9 @@ def binarize(
     ``print(result.report)`` shows what was compared, and what the file weighs.
 
     Signs of 0 are 0 in the papers' code, which one bit cannot hold, and they are no edge case: a
-    sum of an even number of ±1 is often 0. The fast modes make such a sign -1 or +1 and count where
-    that matters; the exact mode keeps it, in a second plane of bits.
+    sum of an even number of ±1 is often 0. The result keeps them, in a second plane of bits. The
+    two-valued forms make such a sign -1 or +1, which is faster and another model than the published
+    one; they are for what was trained so, and for whoever asks with ``ties``.
 
     Args:
         model: a model, or a state dict.
@@ -63,9 +64,10 @@ def binarize(
         config: of the model, a dict or an object with ``to_dict``; the model's own if not given.
             ``num_attention_heads`` is needed; one of filbert's own tells the scheme too. See
             :func:`~filbert.compress.binarize.checkpoints.read_checkpoint`.
-        exact: be equal to ``torch.sign`` everywhere: slower, and no larger.
-        ties: of the fast mode: what a sign makes of 0, -1 (``"below"``) or +1 (``"above"``). If not
-            given, what filbert's own eager model was trained with, else ``"below"``.
+        exact: if not given, signs of 0 are as the model was trained: 0 in published models. True
+            also refuses weights that are themselves such ties, which one bit cannot hold and which
+            else become -1 and are counted. False is ``ties="below"``.
+        ties: asks for a two-valued form: a sign makes of 0 -1 (``"below"``) or +1 (``"above"``).
         score_ties: of BiBERT's attention: whether a score of 0 is chosen (``"above"``, the paper's
             equation) or not (``"below"``, its code). As trained if not given.
         activation_bits: 2, 4 or 8, of BinaryBERT; those it was trained with, where they are known.
@@ -89,22 +91,25 @@ def binarize(
     latent = read_checkpoint(
         model, scheme=scheme, config=config, activation_bits=activation_bits, trained=trained
     )
-    policy = ties or ("below" if latent.ties == "zero" else latent.ties)
     latent.score_ties = score_ties or latent.score_ties
-    if exact:
-        if ties is not None or latent.ties != "zero":
-            raise ConvertError(
-                "exact", [f"got ties {ties or latent.ties!r}, need a model of torch.sign"],
-                "leave out exact: a model trained with these ties is equal bit for bit as it is",
-            )  # fmt: skip
+    if exact and (ties is not None or latent.ties != "zero"):
+        raise ConvertError(
+            "exact", [f"got ties {ties or latent.ties!r}, need a model of torch.sign"],
+            "leave out exact: a model trained with these ties is equal bit for bit as it is",
+        )  # fmt: skip
+    if latent.ties != "zero":
+        policy = ties or latent.ties
+    elif ties is None and exact is not False:
         policy = "exact"
+    else:
+        policy = ties or "below"
     with torch.no_grad():
         packed = _build(latent, policy)
     weight_ties, zero_rows = _count(packed)
     if exact and weight_ties:
         raise ConvertError(
             "exact", [f"{weight_ties} weights equal their mean: their sign is 0, and weights have "
-                      "one bit"], "try exact=False, which makes them -1 and counts them",
+                      "one bit"], "leave out exact, which makes them -1 and counts them",
         )  # fmt: skip
     packed.report = BinaryReport(
         latent.scheme, policy, size_of(packed, latent.fp32_bytes), (), weight_ties, zero_rows,

@@ -77,7 +77,8 @@ class BinaryReport:
         parts: what was compared with the eager model, at last (``trained model``) rows of a
             :class:`~filbert.compress.binarize.BinarizedBert`'s own outputs; empty with
             ``check=False``.
-        weight_ties: weights at their mean, whose sign is 0 in the eager model and ±1 here.
+        weight_ties: weights at their mean, whose sign is 0 in the eager model and ±1 here; that is
+            a difference also where ``ties`` is ``"exact"``.
         zero_rows: rows of weights whose scale is 0.
         size: see :class:`SizeReport`.
         notes: how else it differs from the model's own code.
