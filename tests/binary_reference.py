@@ -20,6 +20,8 @@ Sign = Callable[[Tensor], Tensor]
 #: hidden 64 in 2 heads; an inner size that fills no word of bits; small enough for every test
 SIZES = {"vocab": 53, "hidden": 64, "heads": 2, "inner": 80, "layers": 2, "positions": 24}
 CONFIG = {"num_attention_heads": 2}
+#: of a BinaryBERT of learned steps, whose codes lie around 0 everywhere
+FEW_BITS = {**CONFIG, "input_bits": 8, "sym_quant_ffn_attn": True, "weight_layerwise": False}
 
 
 def below(x: Tensor) -> Tensor:
@@ -45,9 +47,9 @@ def bit_table(w: Tensor) -> Tensor:
     return w.abs().mean(1, keepdim=True) * torch.sign(w - w.mean())
 
 
-def binarybert_weight(w: Tensor) -> Tensor:
-    """alpha sign(W), alpha by row."""
-    return w.abs().mean(1, keepdim=True) * torch.sign(w)
+def binarybert_weight(w: Tensor, layerwise: bool = False) -> Tensor:
+    """alpha sign(W), alpha by row or of the whole tensor."""
+    return (w.abs().mean() if layerwise else w.abs().mean(1, keepdim=True)) * torch.sign(w)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -87,7 +89,11 @@ def quantise(x: Tensor, scale: float, low: int, high: int) -> Tensor:
 
 
 class Reference:
-    """A whole model over a published state dict without prefixes, in float64 (or ``dtype``)."""
+    """A whole model over a published state dict without prefixes, in float64 (or ``dtype``).
+
+    ``symmetric`` and ``layerwise`` are BinaryBERT's: without the first it has a ReLU, and codes of
+    what is never negative count from 0.
+    """
 
     def __init__(
         self,
@@ -96,6 +102,8 @@ class Reference:
         sign: Sign = torch.sign,
         dtype: torch.dtype = torch.float64,
         choose_zeros: bool = False,
+        symmetric: bool = True,
+        layerwise: bool = False,
     ) -> None:
         self.state = {
             k.removeprefix("module.").removeprefix("bert.").replace("gamma", "weight")
@@ -103,6 +111,7 @@ class Reference:
             for k, v in state.items()
         }  # fmt: skip
         self.scheme, self.sign, self.choose_zeros = scheme, sign, choose_zeros
+        self.symmetric, self.layerwise = symmetric, layerwise
         self.heads = SIZES["heads"]
         #: name -> what each layer computed on the way
         self.seen: dict[str, list[Tensor]] = {}
@@ -132,7 +141,7 @@ class Reference:
         for part in (f"{name}_1", f"{name}_2") if f"{name}_1.weight" in self.state else (name,):
             low, high = (0, 255) if unsigned else (-128, 127)
             codes = quantise(x, self.scalar(f"{part}.input_clip_val"), low, high)
-            weight = binarybert_weight(self.state[f"{part}.weight"])
+            weight = binarybert_weight(self.state[f"{part}.weight"], self.layerwise)
             total = total + F.linear(codes, weight, self.state[f"{part}.bias"])
         return total
 
@@ -157,7 +166,8 @@ class Reference:
         parts = zip(("query", "key", "value"), (q, k, v), strict=True)
         q, k, v = (split_heads(quantise(t, scales[n], -128, 127), self.heads) for n, t in parts)
         probs = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + mask, -1)
-        return merge_heads(probs @ v)  # not rounded, as filbert has it
+        low, high = (-128, 127) if self.symmetric else (0, 255)
+        return merge_heads(quantise(probs, scales["attn"], low, high) @ v)
 
     def __call__(
         self, ids: Tensor, keep: Tensor, types: Tensor
@@ -175,9 +185,10 @@ class Reference:
             y = self.linear(f"{name}.attention.output.dense", context)
             x = self.note("middle", self.norm(f"{name}.attention.output.LayerNorm", y + x))
             inner = self.linear(f"{name}.intermediate.dense", x)
-            inner = F.relu(inner) if self.scheme == "bit" else gelu(inner)
+            relu = self.scheme == "bit" or (self.scheme == "binarybert" and not self.symmetric)
+            inner = F.relu(inner) if relu else gelu(inner)
             self.note("inner", inner)
-            y = self.linear(f"{name}.output.dense", inner, self.scheme == "bit")
+            y = self.linear(f"{name}.output.dense", inner, relu)
             x = self.note("rows", self.norm(f"{name}.output.LayerNorm", y + x))
         pooled = torch.tanh(self.linear("pooler.dense", x[:, 0]))
         logits = None
@@ -243,7 +254,9 @@ def checkpoint(scheme: str, *, seed: int = 0, prefix: str = "bert.", old: bool =
         attention = f"{layer}.attention.self"
         for which, value in (("query", 0.9), ("key", 0.8), ("value", 0.7), ("attn", 0.15)):
             clip = {"bibert": torch.tensor([-2.5, 2.5]), "bit": torch.tensor(value)}
-            make.state[f"{attention}.clip_{which}"] = clip.get(scheme, torch.tensor(0.02))
+            # A step of its own for probabilities: contexts halfway between two codes are rare then.
+            step = torch.tensor(0.0193 if which == "attn" else 0.02)
+            make.state[f"{attention}.clip_{which}"] = clip.get(scheme, step)
         if scheme == "bit":
             for which in "qkv":
                 make.normal(f"{attention}.move_{which}.bias", n)

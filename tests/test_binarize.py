@@ -8,7 +8,7 @@ import torch
 
 import filbert
 from binarize_cases import own, refused
-from binary_reference import CONFIG, Reference, above, batch, below, checkpoint
+from binary_reference import CONFIG, FEW_BITS, Reference, above, batch, below, checkpoint
 from filbert.compress.binarize.checkpoints import read_checkpoint, recognise
 from filbert.compress.binarize.conversion import _example
 from filbert.compress.binarize.equality import compare
@@ -73,19 +73,35 @@ def test_score_ties():
         assert_same_model(model, Reference(state, "bibert", below))
 
 
+#: of attention probabilities, a step whose largest code is below 1, and one that clips nothing
+@pytest.mark.parametrize("step", [0.0041, 0.0193])
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("split", [False, True])
-def test_binarybert(split):
-    """Eight-bit activations; halves of a split layer are added. The softmax is not rounded, and
-    neither is the reference's. A code may differ where a number lies halfway between two."""
-    state = checkpoint("binarybert", split=split)
-    model = filbert.binarize(state, config=CONFIG)
+def test_binarybert(split, symmetric, step):
+    """Eight-bit activations, and a softmax that is rounded and clipped; halves of a split layer are
+    added. A code may differ where a number lies halfway between two."""
+    config = {**FEW_BITS, "sym_quant_ffn_attn": symmetric, "weight_layerwise": split}
+    config["hidden_act"] = "gelu" if symmetric else "relu"
+
+    def reference(seed=0):
+        state = checkpoint("binarybert", split=split, seed=seed)
+        for name in state:
+            if name.endswith("clip_attn"):
+                state[name] = torch.tensor(step)
+        more = {"symmetric": symmetric, "layerwise": split}
+        return state, Reference(state, "binarybert", **more)
+
+    state, right = reference()
+    model = filbert.binarize(state, config=config)
     assert model.report.mismatches <= 5
-    assert_same_model(model, Reference(state, "binarybert"), at=5e-2)
-    wrong = checkpoint("binarybert", split=split, seed=1)
+    assert_same_model(model, right, at=5e-2)
     with pytest.raises(AssertionError):
-        assert_same_model(model, Reference(wrong, "binarybert"), at=5e-2)
-    (note, *_) = model.report.notes
-    assert "softmax is not rounded" in note
+        assert_same_model(model, reference(seed=1)[1], at=5e-2)
+    for layer in model.encoder.layers:
+        layer.attention.prob_levels = None  # as if the softmax were not rounded
+    ids, mask, types = batch(3)
+    rows = run(model, ids, mask, types).last_hidden_state[mask]
+    assert (rows - right(ids, mask, types)[0][mask]).abs().max() > (5e-2 if step < 0.01 else 1e-3)
 
 
 @pytest.mark.parametrize("prefix", ["", "bert.", "module.bert."])
@@ -159,9 +175,9 @@ def test_our_own_few_bit_student(options):
     parts = {part.part: part for part in model.report.parts}
     assert parts["layer 0: query, key, value"].difference < 1e-4
     assert parts["layer 1: feed-forward"].difference < 1e-4
-    assert parts["layer 0: attention"].difference > 1e-4  # the unrounded softmax, said as it is
+    assert parts["layer 0: attention"].difference < 1e-2  # a code of one probability, at most
     assert model.about["activation_bits"] == options.get("bits", 8)
-    assert parts["trained model"].difference > 0  # the unrounded softmax again
+    assert parts["trained model"].difference < 5e-2
     half = filbert.binarize(student.bfloat16()).report
     assert half.parts[-1].part != "trained model"
     assert "not compared with the trained model's" in str(half)
@@ -225,7 +241,9 @@ def test_the_report_prints_what_it_knows(tmp_path):
 @pytest.mark.parametrize("scheme", ["bibert", "bit", "binarybert"])
 def test_size_is_the_files(scheme, tmp_path):
     state = checkpoint(scheme)
-    model = filbert.binarize(state, config=CONFIG, check=False)
+    model = filbert.binarize(
+        state, config=FEW_BITS if scheme == "binarybert" else CONFIG, check=False
+    )
     model.save(tmp_path / "model.safetensors")
     size = model.report.size
     assert size.total == (tmp_path / "model.safetensors").stat().st_size

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from binary_reference import (
     CONFIG,
+    FEW_BITS,
     SIZES,
     above,
     batch,
@@ -300,7 +301,8 @@ CASES = [("bibert", {}), ("bibert", {"ties": "below"}), ("bibert", {"ties": "abo
 def made(scheme, options):
     options = dict(options)
     state = checkpoint(scheme, split=options.pop("split", False))
-    return binarize(state, config=CONFIG, check=False, **options)
+    config = FEW_BITS if scheme == "binarybert" else CONFIG
+    return binarize(state, config=config, check=False, **options)
 
 
 @pytest.mark.parametrize(("scheme", "options"), CASES)
@@ -361,6 +363,28 @@ def test_a_file_gives_the_model_back(scheme, options, tmp_path):
     assert path.read_bytes() == again.read_bytes()
 
 
+def test_files_of_the_first_format(tmp_path):
+    """Bits mean what they did; the softmax of few-bit models was not rounded then."""
+    from filbert.nn.binary_file import file_parts
+
+    path = str(tmp_path / "model.safetensors")
+    for scheme in ("bibert", "bit", "binarybert"):
+        before = made(scheme, {})
+        tensors, metadata = file_parts(before)
+        about = json.loads(metadata["filbert.binary"])
+        assert about["format"] == 2
+        save_file(tensors, path, {"filbert.binary": json.dumps({**about, "format": 1})})
+        if scheme == "binarybert":
+            with pytest.raises(
+                ValueError, match=r"got format 1 .*need format 2.*try filbert.binarize"
+            ):
+                load_binary(path)
+        else:
+            for ours, theirs in zip(run(load_binary(path), *batch()), run(before, *batch()),
+                                    strict=True):  # fmt: skip
+                assert_exact(ours, theirs)
+
+
 def test_bfloat16_file(tmp_path):
     before = made("bibert", {}).bfloat16()
     before.save(tmp_path / "half.safetensors")
@@ -405,7 +429,8 @@ def test_files_that_are_refused(model, tmp_path):
 
     tensors, metadata = file_parts(model)
     about = json.loads(metadata["filbert.binary"])
-    for change in ({"format": 2}, {"layout": "bit 31 first"}):
+    for change in ({"format": 3}, {"format": None}, {"layout": "bit 31 first"},
+                   {"format": 1, "layout": "bit 31 first"}):  # fmt: skip
         save_file(tensors, str(path), {"filbert.binary": json.dumps({**about, **change})})
         with pytest.raises(ValueError, match="got format and layout"):
             load_binary(path)

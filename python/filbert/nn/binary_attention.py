@@ -218,22 +218,25 @@ class BinaryAttention(nn.Module):
 class MixedAttention(nn.Module):
     """Float attention between binary linear layers, for activations of a few bits.
 
-    Query, key and value are rounded to a few bits as the model was trained with; their attention is
-    :func:`filbert.attn_varlen`. Its softmax is not rounded: a quantised probability needs the
-    softmax's denominator first, which the fused kernel never has. That is a difference to the
-    eager model, of at most half a step of the probabilities' quantiser a key.
+    Query, key, value and the softmax are rounded to a few bits as the model was trained with. A
+    rounded probability needs the softmax's denominator first, which a fused kernel never has whole;
+    so scores are made in PyTorch, some sequences at a time, padded to the longest. Without
+    ``prob_levels`` the softmax is not rounded, and attention is :func:`filbert.attn_varlen`.
 
     Args:
         layers: query, key and value, each N to H*D; or one layer with all three.
         heads: H.
         bits: of query, key and value, or None not to round them.
-        scales: float32 ``[3]``, the static steps of query, key and value; None for one of each row
-            and head.
-        clip: magnitudes are cut to this before, or None.
+        scales: float32 ``[4]``, the static steps of query, key, value and softmax; None for one of
+            each row and head.
+        clips: magnitudes that query, key and value are cut to before, or None.
+        prob_levels: the largest code of a probability, or None not to round the softmax.
         fuse: as of :class:`BinaryAttention`.
     """
 
     scales: Tensor | None
+    #: scores that are made at a time, at most, but for one sequence's: 64 MiB
+    SCORES_AT_A_TIME = 1 << 24
 
     def __init__(
         self,
@@ -242,7 +245,8 @@ class MixedAttention(nn.Module):
         *,
         bits: int | None = None,
         scales: Tensor | None = None,
-        clip: float | None = None,
+        clips: Sequence[float] | None = None,
+        prob_levels: int | None = None,
         fuse: bool = True,
     ) -> None:
         super().__init__()
@@ -254,7 +258,8 @@ class MixedAttention(nn.Module):
             )
         self.layers = nn.ModuleList(_fused(layers, fuse))
         self.heads, self.head_dim = heads, width // heads
-        self.bits, self.clip = bits, clip
+        self.bits, self.prob_levels = bits, prob_levels
+        self.clips = None if clips is None else [float(clip) for clip in clips]
         self.register_buffer("scales", None if scales is None else scales.float())
 
     def derive(self, into: RowPacker) -> None:
@@ -270,22 +275,53 @@ class MixedAttention(nn.Module):
         if self.bits is None:
             return x
         high = 2 ** (self.bits - 1) - 1
-        x = x if self.clip is None else x.clamp(-self.clip, self.clip)
+        if self.clips is not None:
+            x = x.clamp(-self.clips[index], self.clips[index])
         if self.scales is None:
             step = x.abs().amax(-1, keepdim=True) / high
             step = torch.where(step == 0, 1.0, step)
             return step * (x / step).round().clamp(-high, high)
         step = self.scales[index].clamp(min=SCALE_FLOOR).to(x.dtype)
-        return step * (x / step).round().clamp(-high - (self.clip is None), high)
+        return step * (x / step).round().clamp(-high - (self.clips is None), high)
 
     def forward(self, rows: Tensor, batch: PackedBatch) -> Tensor:
         """Attends within each sequence: rows ``[T, N]`` to ``[T, H*D]`` in their dtype."""
         q, k, v = (self.rounded(x, i) for i, x in enumerate(self.query_key_value(rows)))
+        if self.prob_levels is not None:
+            return self._attend(q.float(), k.float(), v.float(), batch).to(rows.dtype)
         context, _ = ops.attn_varlen(
             q, k, v, batch.cu_seqlens, batch.cu_seqlens, batch.max_seqlen, batch.max_seqlen,
             self.head_dim**-0.5, tiles=batch.tiles,
         )  # fmt: skip
         return context.flatten(1)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
+        """The context ``[T, H*D]`` of rounded query, key and value ``[T, H, D]``."""
+        longest = batch.max_seqlen
+        if not len(q) or not longest:
+            return torch.zeros_like(q).flatten(1)
+        places = torch.arange(longest, device=q.device)
+        inside = places < batch.lengths[:, None]  # [B, S]
+        index = (batch.cu_seqlens[:-1, None] + places).clamp(max=len(q) - 1)
+        step = max(1, self.SCORES_AT_A_TIME // (self.heads * longest * longest))
+        parts = []
+        for rows, keep in zip(index.split(step), inside.split(step), strict=True):
+            qs, ks, vs = (t[rows].transpose(1, 2) for t in (q, k, v))  # [b, H, S, D]
+            scores = qs @ ks.transpose(-1, -2) / self.head_dim**0.5
+            probs = scores.masked_fill(~keep[:, None, None], -torch.inf).softmax(-1)
+            parts.append((self._rounded_probs(probs) @ vs).transpose(1, 2))
+        # Where a row of the batch lies among the padded ones.
+        sequence = batch.indices // batch.seq_len
+        return torch.cat(parts).flatten(0, 1)[sequence * longest + batch.positions].flatten(1)
+
+    def _rounded_probs(self, probs: Tensor) -> Tensor:
+        high = self.prob_levels
+        assert high is not None
+        if self.scales is not None:
+            step = self.scales[3].clamp(min=SCALE_FLOOR)
+        else:
+            step = probs.amax(-1, keepdim=True) / high
+        return step * (probs / step).round().clamp(0, high)
 
     def _apply(self, fn: Any, recurse: bool = True) -> MixedAttention:
         device = fn(torch.empty(0, device=self._device())).device
@@ -302,7 +338,8 @@ class MixedAttention(nn.Module):
             "heads": self.heads,
             "bits": self.bits,
             "static": self.scales is not None,
-            "clip": self.clip,
+            "clips": self.clips,
+            "prob_levels": self.prob_levels,
         }
 
     @classmethod
@@ -310,8 +347,8 @@ class MixedAttention(nn.Module):
         """As :meth:`BinaryAttention.from_config`."""
         return cls(
             [linear_from_config(layer) for layer in config["layers"]], config["heads"],
-            bits=config["bits"], scales=torch.ones(3) if config["static"] else None,
-            clip=config["clip"], fuse=False,
+            bits=config["bits"], scales=torch.ones(4) if config["static"] else None,
+            clips=config["clips"], prob_levels=config["prob_levels"], fuse=False,
         )  # fmt: skip
 
 

@@ -19,8 +19,9 @@ from .binary_encoder import BinaryBert
 
 __all__ = ["FORMAT", "file_parts", "load_binary", "save_binary"]
 
-#: raised when the meaning of a file changes, so that an old one is refused and not misread
-FORMAT = 1
+#: raised when the meaning of a file changes, so that an old one is refused and not misread. 2: the
+#: softmax of attention in floats is rounded
+FORMAT = 2
 #: how bits lie in words; refused if it is another
 LAYOUT = "bit k%32 of word k//32, low bits first; linear weights in tiles [N/16][K/32][16]"
 _AGAIN = "try saving the model again with this version of filbert"
@@ -120,14 +121,27 @@ def _config_of(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]
     if not isinstance(about, dict):
         kind = type(about).__name__
         raise ValueError(f"{path}: got a {kind} as metadata, need a dict; {_AGAIN}")
-    got, need = (about.get("format"), about.get("layout")), (FORMAT, LAYOUT)
-    if got != need:
-        raise ValueError(f"{path}: got format and layout {got}, need {need}; {_AGAIN}")
     config = about.get("config")
+    first = about.get("format") == 1
+    got, need = (about.get("format"), about.get("layout")), (FORMAT, LAYOUT)
+    if got not in (need, (1, LAYOUT)):
+        raise ValueError(f"{path}: got format and layout {got}, need {need}; {_AGAIN}")
     if not isinstance(config, dict):
         kind = type(config).__name__
         raise ValueError(f"{path}: got a {kind} as config, need a dict; {_AGAIN}")
+    if first and _attends_in_floats(config):
+        raise ValueError(
+            f"{path}: got format 1 of a model whose attention is in floats, need format {FORMAT}: "
+            "the softmax was not rounded then, as BinaryBERT's is; try filbert.binarize on its "
+            "checkpoint again"
+        )
     return config
+
+
+def _attends_in_floats(config: Mapping[str, Any]) -> bool:
+    layers = config.get("layers")
+    parts = [layer.get("attention") for layer in layers or () if isinstance(layer, dict)]
+    return any(isinstance(part, dict) and part.get("kind") == "mixed" for part in parts)
 
 
 def _empty(path: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> BinaryBert:

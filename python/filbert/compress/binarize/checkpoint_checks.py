@@ -143,7 +143,7 @@ def unsupported(options: Mapping[str, Any], settings: Mapping[str, Any]) -> list
     """Why there are no operators for these choices."""
     reasons = []
     need = (2, 4, 8) if options["scheme"] == "binarybert" else (1,)
-    if options["bits"] not in need:
+    if options["bits"] is not None and options["bits"] not in need:
         reasons.append(
             f"activations: got {options['bits']!r} bits, {options['scheme']!r} needs one of {need}"
         )
@@ -153,14 +153,8 @@ def unsupported(options: Mapping[str, Any], settings: Mapping[str, Any]) -> list
             f"num_attention_heads: got {'none' if heads is None else repr(heads)}, need "
             "config={'num_attention_heads': ...}, which weights do not tell"
         )
-    if settings.get("weight_bits", 1) != 1:
-        reasons.append(f"weight_bits: got {settings['weight_bits']}, need 1")
     if options["activation"] not in ("gelu", "relu"):
         reasons.append(f"hidden_act: got {options['activation']!r}, need 'gelu' or 'relu'")
-    if options["scheme"] == "bit":
-        for name in ("sym_quant_ffn_attn", "not_quantize_attention"):
-            if settings.get(name):
-                reasons.append(f"{name}: got true, need BiT's attention of {{0, a}}")
     return reasons
 
 

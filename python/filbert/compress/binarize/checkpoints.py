@@ -8,13 +8,11 @@ Paper: BiBERT, arXiv 2203.06390; BiT, arXiv 2205.13016; BinaryBERT, arXiv 2012.1
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...convert import ConvertError
 from ...nn.linear_binary import SCHEMES
@@ -30,7 +28,9 @@ from .checkpoint_checks import (
     unsupported,
     unwrapped,
 )
-from .latent import LatentBert, LatentLayer, LatentLinear, Linears
+from .checkpoint_reader import Reader
+from .latent import LatentBert, LatentLayer
+from .published_settings import FIXED_EPS, batch_dependence, unlike_the_weights, unread_right
 from .student import BinarizedBertConfig
 
 __all__ = ["read_checkpoint", "recognise"]
@@ -57,117 +57,6 @@ def recognise(names: Any) -> str | None:
     return None
 
 
-class _Reader:
-    """Takes entries out of the state dict of a model of class ``kind``; collects what is wrong."""
-
-    def __init__(
-        self, entries: Mapping[str, Tensor], options: Mapping[str, Any], kind: str
-    ) -> None:
-        self.entries = {clean(name): value for name, value in entries.items()}
-        self.options, self.kind = options, kind
-        self.reasons: list[str] = []
-        self.used: set[str] = set()
-
-    def take(self, name: str, ndim: int) -> Tensor:
-        t = self.maybe(name, ndim)
-        if name not in self.entries:
-            self.reasons.append(f"{name}: got nothing, need a tensor of {ndim} dimensions")
-        return torch.zeros([1] * ndim) if t is None else t
-
-    def maybe(self, name: str, ndim: int | None = None) -> Tensor | None:
-        """An entry of ``ndim`` dimensions, if given; None if it is not there or unfit."""
-        self.used.add(name)
-        t = self.entries.get(name)
-        if t is None:
-            return None
-        got = f"{t.dtype} {tuple(t.shape)}"
-        if not t.is_floating_point() or (ndim is not None and t.ndim != ndim):
-            need = "floats" if ndim is None else f"floats of {ndim} dimensions"
-            self.reasons.append(f"{name}: got {got}, need {need}")
-        elif ndim is not None and (odd := int((~t.isfinite()).sum())):
-            self.reasons.append(f"{name}: got {odd} infinite or NaN values, need finite floats")
-        else:
-            return t.detach().float().cpu()
-        return None
-
-    def scale(self, name: str) -> tuple[float | None, float | None]:
-        """A learned scale, and a clip: entries of one element are the first, of two the second."""
-        t = self.maybe(name)
-        if t is None:
-            return None, None
-        if t.numel() == 2 and bool(t.isfinite().all()):
-            return None, float(t.abs().max())
-        value = float(t.flatten()[0]) if t.numel() == 1 else math.nan
-        if not math.isfinite(value):
-            got = value if t.numel() == 1 else tuple(t.shape)
-            self.reasons.append(
-                f"{name}: got {got}, need one finite scale; try calibrating the model with a first "
-                "batch"
-            )
-        return value, None
-
-    def norm(self, name: str) -> tuple[Tensor, Tensor]:
-        return self.take(f"{name}.weight", 1), self.take(f"{name}.bias", 1)
-
-    def linear(self, name: str, signed: bool = True) -> Linears:
-        return tuple(self._linear(part, signed) for part in self._names(name))
-
-    def _names(self, name: str) -> list[str]:
-        """Of an entry's parts: itself, or its two halves."""
-        if f"{name}.weight" in self.entries or f"{name}_1.weight" not in self.entries:
-            return [name]
-        if self.options["scheme"] != "binarybert":
-            self.reasons.append(
-                f"{name}_1.weight: got a split layer, need an unsplit one; only 'binarybert' has "
-                "halves that are added"
-            )
-        return [f"{name}_1", f"{name}_2"]
-
-    def _linear(self, name: str, signed: bool) -> LatentLinear:
-        options = self.options
-        weight = self.take(f"{name}.weight", 2)
-        if (values := _values_of_rows(weight)) in (2, 3):
-            self.reasons.append(
-                f"{name}.weight: got {values} different values in a row, need latent floats: signs "
-                "saved by themselves have lost scales and means; try the checkpoint that was saved "
-                "with its floating-point weights (--save_fp_model)"
-            )
-        scale = clip = shift = None
-        bits = 1
-        if options["scheme"] == "bit":
-            scale, _ = self.scale(f"{name}.input_clip_val")
-            shift = self.maybe(f"{name}.move.bias", 1)
-            if f"{name}.input_clip_val" not in self.entries:
-                self.reasons.append(f"{name}.input_clip_val: got nothing, need BiT's scale")
-        elif options["scheme"] == "binarybert":
-            bits = options["bits"]
-            if not options["rows"]:
-                scale, clip = self.scale(f"{name}.input_clip_val")
-            if clip is not None:
-                scale = clip / (2 ** (bits - 1) - 1 if signed else 2**bits - 1)
-        centre, own = SCHEMES[options["scheme"]]
-        granularity = options["granularity"] or own
-        bias = self.maybe(f"{name}.bias", 1)
-        for what, t, size in (("bias", bias, 0), ("move.bias", shift, 1)):
-            if t is not None and t.shape != weight.shape[size : size + 1]:
-                need = weight.shape[size]
-                self.reasons.append(f"{name}.{what}: got {tuple(t.shape)}, need [{need}]")
-        return LatentLinear(
-            name, weight, bias, centre, granularity, bits, signed, scale, shift, clip
-        )
-
-    def table(self, name: str) -> tuple[Tensor, ...]:
-        return tuple(self.take(f"{part}.weight", 2) for part in self._names(name))
-
-
-def _values_of_rows(weight: Tensor) -> int:
-    """The most different values that some rows of ``weight`` have; 0 for rows too short to tell."""
-    if weight.shape[1] < 16:
-        return 0
-    rows = weight[:: max(1, weight.shape[0] // 8)]
-    return max((row.unique().numel() for row in rows), default=0)
-
-
 def read_checkpoint(
     source: nn.Module | Mapping[str, Any],
     *,
@@ -175,6 +64,7 @@ def read_checkpoint(
     config: Any = None,
     activation_bits: int | None = None,
     trained: bool = False,
+    approximate: bool = False,
 ) -> LatentBert:
     """Latent weights and everything that decides what they mean.
 
@@ -182,11 +72,13 @@ def read_checkpoint(
         source: a model, or a state dict with or without ``module.`` and ``bert.`` prefixes.
         scheme: where entries do not tell; see :func:`filbert.binarize`.
         config: a dict or config object, the model's own if not given: ``num_attention_heads``
-            (needed), ``layer_norm_eps`` (1e-12), ``hidden_act``, ``architectures``, ``input_bits``,
-            ``weight_layerwise``, ``embed_layerwise``, ``sym_quant_ffn_attn``. One of filbert's own
-            models, or its ``config.json``, tells everything else, the scheme too.
+            (needed), ``hidden_act``, ``architectures``, ``input_bits`` (needed for BinaryBERT),
+            ``layer_norm_eps`` (BiBERT's), ``weight_layerwise``, ``embed_layerwise``,
+            ``sym_quant_ffn_attn``. What else it says is checked, see
+            :mod:`~filbert.compress.binarize.published_settings`. One of filbert's own models, or
+            its ``config.json``, tells everything else, the scheme too.
         activation_bits: of BinaryBERT, where the config has no ``input_bits``.
-        trained: see :func:`filbert.binarize`.
+        trained, approximate: see :func:`filbert.binarize`.
 
     Raises:
         ConvertError: with all reasons.
@@ -231,6 +123,8 @@ def read_checkpoint(
     chosen = str(scheme or found)
     options = _options(chosen, settings, own, printed, activation_bits)
     reasons = unsupported(options, settings)
+    if own is None:
+        reasons += unread_right(chosen, settings)
     trained_bits = settings.get("input_bits") if own is None else own.bits
     learned = own is not None or printed is not None
     if learned and trained_bits and activation_bits not in (None, trained_bits):
@@ -238,11 +132,28 @@ def read_checkpoint(
             f"activation_bits: got {activation_bits}, but it was trained with {trained_bits}; "
             "leave it out"
         )
+    if options["bits"] is None:
+        reasons.append(
+            "input_bits: got none, need config={'input_bits': ...} of 2, 4 or 8, which weights do "
+            "not tell"
+        )
     if reasons:  # go on with what is sound, to find all reasons
         options["bits"] = 8 if chosen == "binarybert" else 1
-    reader = _Reader(entries, options, type(source).__name__)
+    reader = Reader(entries, options, type(source).__name__)
     reader.reasons += reasons
     latent = _read(reader, settings)
+    if options["published"] and chosen == "binarybert":
+        depends = batch_dependence(options, reader.clipped)
+        if approximate:
+            latent.notes += [f"approximated: {why.partition('; need')[0]}" for why in depends]
+        else:
+            reader.reasons += depends
+    if names := reader.uncalibrated:
+        reader.reasons.append(
+            f"{len(names)} scales, {names[0]} first: got exactly 1, which the published code takes "
+            "for one that no batch has set, and sets at the first call; need a trained one; try "
+            "calibrating the model with a first batch, and saving it after that"
+        )
     unknown, notes = unknown_entries(set(reader.entries) - reader.used)
     if reader.reasons or unknown:
         reasons = reader.reasons + unknown
@@ -267,10 +178,16 @@ def _options(
         activation = default  # its code has GELU, whatever its config says
     if activation == "gelu_python":
         activation = "gelu"
+    published = own is None and printed is not None
+    # BinaryBERT's code has the levels of a signed number, if told so also where none is negative.
+    symmetric = scheme == "binarybert" and own is None and bool(settings.get("sym_quant_ffn_attn"))
     options = {
         "scheme": scheme, "activation": activation, "granularity": None, "rows": False,
-        "ties": "zero", "score_ties": "below",
-        "unsigned_inner": scheme != "bibert" and (scheme == "bit" or activation == "relu"),
+        "ties": "zero", "score_ties": "below", "published": published, "symmetric": symmetric,
+        "unsigned_inner": scheme == "bit" or (
+            scheme == "binarybert" and activation == "relu" and not symmetric
+        ),
+        "eps": FIXED_EPS if published and scheme != "bibert" else settings.get("layer_norm_eps"),
     }  # fmt: skip
     bits = settings.get("input_bits")
     if own is not None:
@@ -280,9 +197,11 @@ def _options(
             "score_ties": own.score_ties,
             "unsigned_inner": own.hidden_act == "relu" and scheme != "bibert",
         }  # fmt: skip
-    elif "weight_layerwise" in settings and scheme != "bibert":
-        options["granularity"] = "tensor" if settings["weight_layerwise"] else "row"
-    if bits is None:
+    elif scheme != "bibert" and (layerwise := settings.get("weight_layerwise")) is not None:
+        options["granularity"] = "tensor" if layerwise else "row"
+    elif scheme == "binarybert" and published:
+        options["granularity"] = "tensor"  # what its code does if it is told nothing
+    if bits is None and not (published and scheme == "binarybert"):
         bits = 8 if scheme == "binarybert" else 1
     options["bits"] = bits if activation_bits is None else activation_bits
     return options
@@ -299,16 +218,17 @@ def _doubts(latent: LatentBert, settings: Mapping[str, Any], kind: str) -> list[
             "the classifier is taken to be one of texts, after the pooler; one of tokens needs "
             "config={'architectures': ['BertForTokenClassification'], ...}"
         )
-    if latent.scheme == "binarybert" and not settings.get("sym_quant_ffn_attn"):
+    stated = settings.get("layer_norm_eps")
+    if stated not in (None, latent.eps):
         notes.append(
-            "activations are symmetric around 0; the published code has asymmetric ones, from the "
-            "least to the largest value, unless its config says sym_quant_ffn_attn"
+            f"layer_norm_eps is {latent.eps:g}, as in the published code, and not {stated:g}"
         )
     return notes
 
 
-def _read(reader: _Reader, settings: dict[str, Any]) -> LatentBert:
+def _read(reader: Reader, settings: dict[str, Any]) -> LatentBert:
     options, scheme = reader.options, reader.options["scheme"]
+    known = len(reader.reasons)
     words = reader.table("embeddings.word_embeddings")
     hidden = words[0].shape[1]
     heads = settings.get("num_attention_heads") or 1  # refused if it is not given
@@ -331,36 +251,47 @@ def _read(reader: _Reader, settings: dict[str, Any]) -> LatentBert:
             )
     own_table = {"bibert": "row", "bit": "tensor", "binarybert": "none"}[scheme]
     latent = LatentBert(
-        scheme=scheme, heads=heads, eps=float(settings.get("layer_norm_eps") or 1e-12),
+        scheme=scheme, heads=heads, eps=float(options["eps"] or FIXED_EPS),
         activation=options["activation"], words=words, word_centre=own_table,
         word_granularity="tensor" if settings.get("embed_layerwise") else "row",
         position=reader.take("embeddings.position_embeddings.weight", 2),
         token_type=reader.take("embeddings.token_type_embeddings.weight", 2),
         norm=reader.norm("embeddings.LayerNorm"), layers=layers, pooler=pooler,
-        classifier=classifier, head=head, bits=options["bits"], ties=options["ties"],
+        classifier=classifier, head=head, bits=options["bits"],
+        prob_levels=prob_levels(options), ties=options["ties"],
         score_ties=options["score_ties"],
     )  # fmt: skip
-    if not reader.reasons:
-        reader.reasons += unfit_sizes(latent, hidden)
-    if scheme == "binarybert":
-        latent.notes.append("the softmax is not rounded; the attention rows say what that changes")
-        if any(linear.clip is not None for linear in layers[0].query):
-            latent.notes.append(
-                "clipped activations have the static scale of their clip; the published code takes "
-                "the largest magnitude of the whole batch, which makes a text depend on others"
-            )
+    if len(reader.reasons) == known:  # else there are placeholders among them
+        reader.reasons += unfit_sizes(latent, hidden) + unlike_the_weights(latent, settings)
+    if scheme == "binarybert" and options["published"] and not options["symmetric"]:
+        latent.notes.append(
+            "levels of probabilities count from 0; the published code counts from the least one of "
+            "a batch, which is 0 wherever a text is padded"
+        )
     return latent
 
 
-def _read_layer(reader: _Reader, name: str) -> LatentLayer:
+def prob_levels(options: Mapping[str, Any]) -> int:
+    """The largest code of a probability."""
+    return 2 ** (options["bits"] - options["symmetric"]) - 1
+
+
+def _read_layer(reader: Reader, name: str) -> LatentLayer:
     attention = f"{name}.attention.self"
+    options = reader.options
     scales: tuple[float | None, ...] = (None, None, None, None)
-    clip = None
-    if reader.options["scheme"] != "bibert" and not reader.options["rows"]:
+    clips: tuple[float, ...] | None = None
+    if options["scheme"] != "bibert" and not options["rows"]:
         read = [reader.scale(f"{attention}.clip_{n}") for n in ("query", "key", "value", "attn")]
-        scales, clip = tuple(scale for scale, _ in read), read[0][1]
-        if reader.options["scheme"] == "bit" and None in scales:
+        scales, found = tuple(scale for scale, _ in read), [clip for _, clip in read]
+        if options["scheme"] == "bit" and None in scales:
             reader.reasons.append(f"{attention}.clip_*: got nothing, need four scales")
+        elif None not in found:
+            clips = tuple(min(clip, 1.0) if n == 3 else clip for n, clip in enumerate(found))
+            levels = (*[2 ** (options["bits"] - 1) - 1] * 3, prob_levels(options))
+            scales = tuple(clip / high for clip, high in zip(clips, levels, strict=True))
+        elif len({scale is None for scale in scales}) > 1:
+            reader.reasons.append(f"{attention}.clip_*: got some, need four scales, clips or none")
     return LatentLayer(
         query=reader.linear(f"{attention}.query"), key=reader.linear(f"{attention}.key"),
         value=reader.linear(f"{attention}.value"),
@@ -368,5 +299,6 @@ def _read_layer(reader: _Reader, name: str) -> LatentLayer:
         up=reader.linear(f"{name}.intermediate.dense"),
         down=reader.linear(f"{name}.output.dense", signed=not reader.options["unsigned_inner"]),
         attn_norm=reader.norm(f"{name}.attention.output.LayerNorm"),
-        ffn_norm=reader.norm(f"{name}.output.LayerNorm"), scales=scales, clip=clip,
+        ffn_norm=reader.norm(f"{name}.output.LayerNorm"), scales=scales,
+        clips=None if clips is None else clips[:3],
     )  # fmt: skip

@@ -44,6 +44,7 @@ def binarize(
     score_ties: str | None = None,
     activation_bits: int | None = None,
     trained: bool = False,
+    approximate: bool = False,
     check: bool = True,
 ) -> BinaryBert:
     """A packed model from one that was trained to be binary; the original is not changed.
@@ -73,6 +74,9 @@ def binarize(
         activation_bits: 2, 4 or 8, of BinaryBERT; those it was trained with, where they are known.
         trained: that weights without any entry that says so were trained to be binary. Without it
             an ordinary BERT is refused: its signs alone compute noise.
+        approximate: take a fixed scale where the published BinaryBERT takes the extremes of the
+            whole batch, padding too, which makes a text's result depend on the texts beside it.
+            Without it such a model is refused; with it the report's notes name each place.
         check: compare with the eager model, and a BinarizedBert with its own forward pass; the cost
             is that of a few forward passes.
 
@@ -82,15 +86,17 @@ def binarize(
     Raises:
         ConvertError: (a ValueError) with all reasons: an ordinary model, a checkpoint of signs that
             lost their scales, a Paddle or BiPFT checkpoint, another architecture than BERT's
-            encoder, missing, unknown or unfit entries, scales that were never calibrated, or
-            ``exact`` with weights that are themselves ties.
+            encoder, missing, unknown or unfit entries, settings that no operator computes, scales
+            that were never calibrated (NaN in filbert's students, exactly 1 in published
+            checkpoints), or ``exact`` with weights that are themselves ties.
         ValueError: an unknown ``ties`` or ``score_ties``.
     """
     one_of("ties", ties, (None, "below", "above"))
     one_of("score_ties", score_ties, (None, "below", "above"))
     latent = read_checkpoint(
-        model, scheme=scheme, config=config, activation_bits=activation_bits, trained=trained
-    )
+        model, scheme=scheme, config=config, activation_bits=activation_bits, trained=trained,
+        approximate=approximate,
+    )  # fmt: skip
     latent.score_ties = score_ties or latent.score_ties
     if exact and (ties is not None or latent.ties != "zero"):
         raise ConvertError(
@@ -184,13 +190,11 @@ def _layer(latent: LatentBert, layer: LatentLayer, ties: str) -> BinaryLayer:
     out, up, down = (_linear(latent, side, ties) for side in (layer.out, layer.up, layer.down))
     attention: BinaryAttention | MixedAttention
     if latent.scheme == "binarybert":
-        scales = layer.scales[:3]
-        static = None if None in scales else torch.tensor(scales)
-        if layer.clip is not None:
-            static = torch.full((3,), layer.clip / (2 ** (latent.bits - 1) - 1))
         attention = MixedAttention(
-            sides, latent.heads, bits=latent.bits, scales=static, clip=layer.clip
-        )
+            sides, latent.heads, bits=latent.bits,
+            scales=None if None in layer.scales else torch.tensor(layer.scales),
+            clips=layer.clips, prob_levels=latent.prob_levels,
+        )  # fmt: skip
     else:
         binary = [side for side in sides if isinstance(side, LinearBinary)]
         assert isinstance(out, LinearBinary)

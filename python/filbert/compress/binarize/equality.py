@@ -129,8 +129,8 @@ class EagerBert:
         latent = self.latent
         dim = qkv[0].shape[1] // latent.heads
         q, k, v = (
-            batch.unpack(self.quantised(t.unflatten(1, (-1, dim)), scale, layer.clip))
-            for t, scale in zip(qkv, layer.scales, strict=False)
+            batch.unpack(self.quantised(t.unflatten(1, (-1, dim)), layer, index))
+            for index, t in enumerate(qkv)
         )
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, S, D]
         keep = batch.unpack(torch.ones(batch.num_rows))
@@ -150,26 +150,28 @@ class EagerBert:
         return context.transpose(1, 2).reshape(-1, latent.heads * dim)[batch.indices]
 
     def _rounded_probs(self, probs: Tensor, scale: float | None) -> Tensor:
-        high = 2**self.latent.bits - 1
+        high = self.latent.prob_levels
         step = probs.amax(-1, keepdim=True) / high
         if scale is not None:
             step = torch.tensor(max(scale, SCALE_FLOOR))
         return step * (probs / step).round().clamp(0, high)
 
-    def quantised(self, x: Tensor, scale: float | None, clip: float | None) -> Tensor:
-        """Query, key or value ``[T, H, D]`` as attention sees it; signs without their scale."""
+    def quantised(self, x: Tensor, layer: LatentLayer, index: int) -> Tensor:
+        """Query (0), key (1) or value (2) ``[T, H, D]`` as attention sees it; signs without their
+        scale."""
         if self.latent.bits == 1:
             return self.sign(x)
         high = 2 ** (self.latent.bits - 1) - 1
-        x = x if clip is None else x.clamp(-clip, clip)
-        if clip is not None:
-            step = torch.tensor(clip / high)
-        elif scale is not None:
+        scale = layer.scales[index]
+        if layer.clips is not None:
+            x = x.clamp(-layer.clips[index], layer.clips[index])
+        if scale is not None:
             step = torch.tensor(max(scale, SCALE_FLOOR))
         else:
             step = x.abs().amax(-1, keepdim=True) / high
             step = torch.where(step == 0, 1.0, step)
-        return step * (x / step).round().clamp(-high - (scale is not None), high)
+        static = scale is not None and layer.clips is None
+        return step * (x / step).round().clamp(-high - static, high)
 
     def embed(self, ids: Tensor, places: Tensor, types: Tensor) -> Tensor:
         """Rows that enter the first layer; all ``[T]``."""
@@ -302,8 +304,8 @@ def _compare_layer(
         made = list(attention.layers) * (3 // len(attention.layers))
         wrong = sum(_codes(eager, *pair, rows) for pair in zip(sides, made, strict=True))
         unrounded = attention.query_key_value(rows)
-        for index, (x, scale) in enumerate(zip(unrounded, layer.scales, strict=False)):
-            theirs = eager.quantised(raw.chunk(3, 1)[index].reshape(x.shape), scale, layer.clip)
+        for index, x in enumerate(unrounded):
+            theirs = eager.quantised(raw.chunk(3, 1)[index].reshape(x.shape), layer, index)
             wrong += int(((attention.rounded(x, index) - theirs).abs() > 1e-4).sum())
         ours = torch.cat([x.flatten(1) for x in unrounded], 1)
         parts.append(_floats("query, key, value", ours, raw, wrong))

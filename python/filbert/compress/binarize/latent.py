@@ -63,7 +63,7 @@ class LatentLayer:
     """One encoder layer.
 
     ``scales`` are those of query, key, value and attention probabilities, None where there is none;
-    ``clip`` cuts query, key and value of a few bits.
+    ``clips`` cut query, key and value of a few bits.
     """
 
     query: Linears
@@ -75,7 +75,7 @@ class LatentLayer:
     attn_norm: tuple[Tensor, Tensor]
     ffn_norm: tuple[Tensor, Tensor]
     scales: tuple[float | None, ...] = (None, None, None, None)
-    clip: float | None = None
+    clips: tuple[float, ...] | None = None
 
 
 @dataclass
@@ -83,6 +83,7 @@ class LatentBert:
     """A whole checkpoint.
 
     Attributes:
+        prob_levels: with several bits, the largest code of an attention probability.
         ties: what a sign makes of 0 in the model's own code: ``"zero"``, ``"below"``, ``"above"``.
         notes: how the packed model differs from the model's own code, in words.
     """
@@ -102,6 +103,7 @@ class LatentBert:
     classifier: tuple[Tensor, Tensor] | None
     head: str
     bits: int = 1
+    prob_levels: int = 1
     ties: str = "zero"
     score_ties: str = "below"
     notes: list[str] = field(default_factory=list)
