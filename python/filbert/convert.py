@@ -62,7 +62,9 @@ def convert(
 
     BERT, RoBERTa, XLM-R, CamemBERT, DistilBERT, ELECTRA and relatives, with any head or none. The
     model is called as before and is for inference only: run it in eval mode, inside
-    ``torch.inference_mode()`` or ``torch.no_grad()``. Rows that are padding come back as zeros, or
+    ``torch.inference_mode()`` or ``torch.no_grad()``. A call that would have to record a gradient
+    raises; it does not where nothing up to and in the encoder requires one, so that what follows a
+    frozen encoder can be trained. Rows that are padding come back as zeros, or
     with ``PackedEncoderConfig(masked_rows="compute")`` as transformers computes them.
     ``state_dict`` and ``save_pretrained`` give the original names and weights; casting and moving
     the model packs it again. Converting a converted model does nothing.
