@@ -178,7 +178,7 @@ def test_a_weight_written_in_place_is_noticed(gpu):
     runner = runner_of(model, gpu, buckets=(16,))
     with torch.no_grad():
         next(swapped(model).parameters()).zero_()
-    with pytest.raises(RuntimeError, match="written in place.*load_state_dict"):
+    with pytest.raises(RuntimeError, match=r"written in place.*load_state_dict"):
         runner(tokens(MASKS["none"])[:1])
 
 

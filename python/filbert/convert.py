@@ -71,13 +71,13 @@ def convert(
 
     The encoder computes with packed copies of its weights, and ``load_state_dict`` is how new ones
     get there. Its parameters keep their names, shapes, dtype and device, but the weights among them
-    may read as NaN. Writing one in place, or a tensor of its ``state_dict``, is an error at the next
-    call, and so is replacing a part such as ``encoder.layer``. Careful: writes through
-    ``parameter.data``, to parameters made in inference mode, and to modules that were taken out of
-    the encoder before the conversion cannot be noticed, and change nothing.
+    may read as NaN. Writing one in place, or a tensor of its ``state_dict``, is an error at the
+    next call. Replacing a part such as ``encoder.layer`` is an error at once. Careful: three writes
+    cannot be noticed, and change nothing: through ``parameter.data``, to parameters that were made
+    in inference mode, and to modules that were taken out of the encoder before the conversion.
 
-    A converted model can be copied, saved and sent to other processes; the dense weights travel, and
-    each copy packs its own. ``share_memory`` shares what is not packed.
+    A converted model can be copied, saved and sent to other processes; the dense weights travel,
+    and each copy packs its own. ``share_memory`` shares what is not packed.
 
     Args:
         model: any module; float32 or bfloat16 weights, on a CUDA device also float16. Or what keeps

@@ -67,8 +67,8 @@ class SwappedEncoder(PackedEncoder):
     ) -> None:
         nn.Module.__init__(self)
         _keep_dynamo_out()
-        # Not registered as a submodule: who walks the model to wrap or to quantise its layers should
-        # not find modules that are never called.
+        # Not registered as a submodule: code that walks the model to wrap or to quantize its layers
+        # should not find modules that are never called.
         self.__dict__["original"] = original
         self.read_layers = read_layers
         self.convention = convention
@@ -137,7 +137,7 @@ class SwappedEncoder(PackedEncoder):
             self.register_buffer(_WIDENED, like.new_empty(1).expand(more), persistent=False)
 
     def _written(self) -> list[str]:
-        """Parameters whose written values are lost; what is written while nothing is packed is not."""
+        """Parameters whose written values are lost. While nothing is packed, no write is."""
         return self._watch.written() if self.is_packed else self._watch.before
 
     def check_unwritten(self) -> None:
@@ -146,7 +146,7 @@ class SwappedEncoder(PackedEncoder):
             name, more = written[0], len(written) - 1
             raise RuntimeError(
                 f"{name!r}{f' and {more} more' if more else ''}: written in place after "
-                "filbert.convert, which packed a copy that does not change; need new values through "
+                "filbert.convert, which packed a copy that does not change; need new values by "
                 "load_state_dict; try model.load_state_dict(...), or filbert.revert before writing"
             )
 
@@ -276,7 +276,7 @@ class SwappedEncoder(PackedEncoder):
         super().add_module(name, module)
 
     def _refuse_part(self, name: str) -> None:
-        """Raises where an assignment would replace a part of the original, which is never called."""
+        """Raises where an assignment would replace a part of the original: it is never called."""
         original = self.__dict__.get("original")
         if original is not None and (name in original._modules or name in original._parameters):
             raise AttributeError(

@@ -95,7 +95,9 @@ class PackedLayer(nn.Module):
         self.num_heads, self.head_dim = parts.num_heads, parts.head_dim
         self.scale = parts.scale
         #: rows that go through the GEMMs at once; None for all
-        self.row_block = block_size(torch.get_num_threads()) if weight.device.type == "cpu" else None
+        self.row_block: int | None = None
+        if weight.device.type == "cpu":
+            self.row_block = block_size(torch.get_num_threads())
         with torch.no_grad():
             q: Tensor | None = parts.query.bias
             k: Tensor | None = parts.key.bias

@@ -12,7 +12,6 @@ filled up with rows of zeros to one of 8 sizes to an octave::
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 __all__ = ["block_size", "fill_up", "filled_rows"]
