@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cases import DTYPES, LENGTHS, normal, offsets
+from conftest import BACKENDS
 from filbert import attn_varlen, ops, reference
 from tolerances import assert_close_to_native, assert_exact
 
@@ -67,6 +68,29 @@ def test_head_dims(backend, dtype, dim):
     lengths = [19, 40, 1]
     q, k, v = qkv_views(sum(lengths), 3, dim, dtype)
     check(q, k, v, offsets(lengths), offsets(lengths))
+
+
+@pytest.mark.parametrize(
+    "backend", [b for b in BACKENDS if b.startswith("cpu")], indirect=True
+)  # the float32 CUDA kernel adds all keys in one chain
+@pytest.mark.parametrize("slope", [None, 0.003, 0.3])
+@pytest.mark.parametrize("lengths", [(16, 2000), (512, 256)], ids=str)
+def test_errors_do_not_grow_with_the_number_of_keys(backend, lengths, slope):
+    """Many keys of about one weight, many whose weights fall slowly, and few near a far edge."""
+    q = normal(lengths[0], 2, 40)
+    k, v, _ = qkv_views(lengths[1], 2, 40, torch.float32, seed=1)
+    cu_q, cu_k = offsets([lengths[0]]), offsets([lengths[1]])
+    slopes = None if slope is None else torch.tensor([slope, 2 * slope])
+    check(q, k, v, cu_q, cu_k, alibi_slopes=slopes)
+    rest = (cu_q, cu_k, 0, 0, 40**-0.5)
+    exact, _ = reference.attn_varlen(
+        *(t.double() for t in (q, k, v)), *rest, None if slopes is None else slopes.double()
+    )
+    ours, native = (
+        (op(q, k, v, *rest, slopes)[0].double() - exact).abs().mean()
+        for op in (attn_varlen, reference.attn_varlen)
+    )
+    assert ours < 1.5 * native
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

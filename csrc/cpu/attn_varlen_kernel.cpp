@@ -44,20 +44,18 @@ struct Pair {
 };
 #endif
 
-// c[kRows][kVectors * kLanes] = a[kRows][inner] * b[inner][..], plus what c held, scaled by `grow`
-// for each row, if that is given. A row of b is kTileCols wide, whatever part of it is used.
-template <typename Mul, int kRows, int kVectors>
+// The longest chain of additions. One chain of 512 has a few times the rounding error of four
+// chains of 128 and their sum, which is about what libraries for dense products compute.
+constexpr int64_t kSumSteps = 128;
+
+// c[kRows][kVectors * kLanes] = a[kRows][inner] * b[inner][..]; with kAdd plus what c held, scaled
+// by `grow` for each row. A row of b is kTileCols wide, whatever part of it is used. The product is
+// summed by itself first, so that its rounding goes by its own size.
+template <typename Mul, int kRows, int kVectors, bool kAdd>
 FILBERT_INLINE void multiply_tile(const typename Mul::Element* a, int64_t a_row,
                                   const typename Mul::Element* b, int64_t inner, float* c,
                                   int64_t c_row, const float* grow) {
-  VecF acc[kRows][kVectors];
-#pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) {
-      acc[r][j] = grow ? load(c + r * c_row + j * kLanes) * grow[r] : VecF{};
-    }
-  }
+  VecF acc[kRows][kVectors] = {};
   for (int64_t i = 0; i < inner; ++i) {
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
@@ -70,7 +68,10 @@ FILBERT_INLINE void multiply_tile(const typename Mul::Element* a, int64_t a_row,
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) store(c + r * c_row + j * kLanes, acc[r][j]);
+    for (int j = 0; j < kVectors; ++j) {
+      float* to = c + r * c_row + j * kLanes;
+      store(to, kAdd ? load(to) * grow[r] + acc[r][j] : acc[r][j]);
+    }
   }
 }
 
@@ -90,12 +91,13 @@ struct Panels {
   int64_t columns;  // in all panels together; the last panel's tail vector is skipped if unused
 };
 
-// The product of any number of rows and columns. Rows are dealt out evenly over register tiles, so
-// that 16 rows are 6 + 5 + 5 and not 6 + 6 + 4 with a starved last tile. Each row's sum has one
-// order, whatever the tile's height, so results do not depend on how rows are grouped.
-template <typename Mul>
-void multiply(const Rows<Mul>& a, const Panels<Mul>& b, int64_t inner, float* c, int64_t c_row,
-              const float* grow) {
+// The product of any number of rows and columns, in one chain of additions. Rows are dealt out
+// evenly over register tiles, so that 16 rows are 6 + 5 + 5 and not 6 + 6 + 4 with a starved last
+// tile. Each row's sum has one order, whatever the tile's height, so results do not depend on how
+// rows are grouped.
+template <typename Mul, bool kAdd>
+void multiply_chain(const Rows<Mul>& a, const Panels<Mul>& b, int64_t inner, float* c,
+                    int64_t c_row, const float* grow) {
   const int64_t tiles = (a.count + kTileRows - 1) / kTileRows;
   for (int64_t column = 0; column < b.columns; column += kTileCols) {
     const auto* panel = b.at + column / kTileCols * b.size;
@@ -104,18 +106,19 @@ void multiply(const Rows<Mul>& a, const Panels<Mul>& b, int64_t inner, float* c,
       const int64_t begin = t * a.count / tiles, height = (t + 1) * a.count / tiles - begin;
       const auto* a_tile = a.at + begin * a.row;
       float* c_tile = c + begin * c_row + column;
-      const float* grow_tile = grow ? grow + begin : nullptr;
+      const float* grow_tile = kAdd ? grow + begin : nullptr;
       switch (half ? -height : height) {
-#define FILBERT_TILE(h)                                                                           \
-  case h:                                                                                         \
-    if constexpr (h <= kTileRows) {                                                               \
-      multiply_tile<Mul, h, kTileVectors>(a_tile, a.row, panel, inner, c_tile, c_row, grow_tile); \
-    }                                                                                             \
-    break;                                                                                        \
-  case -h:                                                                                        \
-    if constexpr (h <= kTileRows) {                                                               \
-      multiply_tile<Mul, h, 1>(a_tile, a.row, panel, inner, c_tile, c_row, grow_tile);            \
-    }                                                                                             \
+#define FILBERT_TILE(h)                                                                      \
+  case h:                                                                                    \
+    if constexpr (h <= kTileRows) {                                                          \
+      multiply_tile<Mul, h, kTileVectors, kAdd>(a_tile, a.row, panel, inner, c_tile, c_row,  \
+                                                grow_tile);                                  \
+    }                                                                                        \
+    break;                                                                                   \
+  case -h:                                                                                   \
+    if constexpr (h <= kTileRows) {                                                          \
+      multiply_tile<Mul, h, 1, kAdd>(a_tile, a.row, panel, inner, c_tile, c_row, grow_tile); \
+    }                                                                                        \
     break;
         FILBERT_TILE(1)
         FILBERT_TILE(2)
@@ -131,6 +134,30 @@ void multiply(const Rows<Mul>& a, const Panels<Mul>& b, int64_t inner, float* c,
         FILBERT_TILE(12)
 #undef FILBERT_TILE
       }
+    }
+  }
+}
+
+constexpr float kOnes[kBlockRows] = {
+#define FILBERT_SIX 1, 1, 1, 1, 1, 1
+    FILBERT_SIX, FILBERT_SIX, FILBERT_SIX, FILBERT_SIX
+#undef FILBERT_SIX
+};
+static_assert(kBlockRows == 24, "all of kOnes are ones");
+
+// The same, as chains of at most kSumSteps of equal length, and with `grow` as multiply_tile adds.
+template <typename Mul>
+FILBERT_INLINE void multiply(const Rows<Mul>& a, const Panels<Mul>& b, int64_t inner, float* c,
+                             int64_t c_row, const float* grow) {
+  const int64_t chains = inner <= kSumSteps ? 1 : (inner + kSumSteps - 1) / kSumSteps;
+  for (int64_t chain = 0, step = 0, next; chain < chains; ++chain, step = next) {
+    next = chain + 1 < chains ? (chain + 1) * inner / chains : inner;
+    const Rows<Mul> rows{a.at + step, a.row, a.count};
+    const Panels<Mul> panels{b.at + step * kTileCols, b.size, b.columns};
+    if (chain > 0 || grow) {
+      multiply_chain<Mul, true>(rows, panels, next - step, c, c_row, chain > 0 ? kOnes : grow);
+    } else {
+      multiply_chain<Mul, false>(rows, panels, next - step, c, c_row, nullptr);
     }
   }
 }
