@@ -210,14 +210,16 @@ def test_a_perfect_look_alike_is_caught_by_its_answers(dtype):
 
 def test_all_reasons_at_once():
     model = build(
-        "bert", attention="eager", hidden_size=40, num_attention_heads=10, is_decoder=True
+        "bert", attention="eager", hidden_size=264, num_attention_heads=1, is_decoder=True
     )
     model.double().train()
     model.config.output_attentions = True
     model.encoder.layer[1].output.dense = nn.Identity()
     message = refused(model)
-    for words in ("head dimension 4", "is_decoder=True", "float64", "Identity", "training mode",
-                  "output_attentions=True"):  # fmt: skip
+    for words in (
+        "head dimension 264: on cpu the attention kernel has 1 to 256", "is_decoder=True",
+        "float64", "Identity", "training mode", "output_attentions=True",
+    ):  # fmt: skip
         assert words in message
 
 

@@ -12,7 +12,18 @@ from filbert.config import PackedEncoderConfig
 from filbert.convert import convert, revert
 from filbert.packing import PackedBatch
 from filbert.pooling import embed
-from models import ATTENTIONS, FAMILIES, HEADS, MASKS, build, exactly, swapped, tokens
+from models import (
+    ATTENTIONS,
+    FAMILIES,
+    HEADS,
+    MASKS,
+    assert_same_state,
+    bits,
+    build,
+    exactly,
+    swapped,
+    tokens,
+)
 from tolerances import assert_close_to_native, assert_exact
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,10 +127,20 @@ def test_activations(family, act, dtype):
     check(build(family, dtype=dtype, **{setting: act}), MASKS["right"], last_hidden)
 
 
-@pytest.mark.parametrize(("hidden", "heads"), [(64, 8), (64, 4), (128, 1), (96, 2)])
-def test_head_dimensions(hidden, heads):
-    model = build("bert", hidden_size=hidden, num_attention_heads=heads)
+@pytest.mark.parametrize(
+    ("hidden", "heads"), [(64, 8), (128, 1), (21, 3), (200, 2), (512, 2), (312, 12)]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_head_dimensions(dtype, hidden, heads, tmp_path):
+    """Also the 26 of small distilled models, and what no vector divides; saved and reverted too."""
+    model = build("bert", dtype=dtype, hidden_size=hidden, num_attention_heads=heads)
+    before = bits(model)
     check(model, MASKS["right"], last_hidden)
+    ours = last_hidden(model, MASKS["right"])
+    model.save_pretrained(tmp_path)
+    loaded = convert(type(model).from_pretrained(tmp_path).to(dtype).eval())
+    assert_exact(last_hidden(loaded, MASKS["right"]), ours)
+    assert_same_state(bits(revert(model)), before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

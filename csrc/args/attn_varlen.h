@@ -4,6 +4,12 @@
 
 namespace filbert {
 
+// The largest head dimension D of the kernels: on a CPU any D up to the first, on a GPU multiples
+// of kAttnDimStepCuda up to the second. The binding pads others with zeros there.
+constexpr int64_t kAttnMaxDim = 256;
+constexpr int64_t kAttnMaxDimCuda = 128;
+constexpr int64_t kAttnDimStepCuda = 8;
+
 // Packed variable-length attention. T* are rows of all sequences together, B sequences, H heads of
 // D elements. Strides count elements; the last dimension of q, k, v and out is contiguous.
 struct AttnVarlenArgs {
@@ -27,7 +33,7 @@ struct AttnVarlenArgs {
   int64_t sequences;     // B
   int64_t capacity;      // of tiles
   int64_t heads;         // H
-  int64_t dim;           // D, a multiple of 8, at most 128
+  int64_t dim;           // D
   int64_t window_left;   // keys visible before the query's place, or -1 for all
   int64_t window_right;  // and after
   float scale;

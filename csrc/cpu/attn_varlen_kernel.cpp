@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kKeyBlock = 512;  // P of a query block stays within L2, a key block of V too
 constexpr int64_t kBlockRows = kTileRows * (kTileRows > 6 ? 2 : 4);
-constexpr int64_t kMaxDim = 128;
+constexpr int64_t kMaxDim = kAttnMaxDim;
 constexpr float kMinusInf = -__builtin_inff();
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -168,9 +168,9 @@ FILBERT_INLINE void multiply(const Rows<Mul>& a, const Panels<Mul>& b, int64_t i
 typedef uint32_t Quad __attribute__((vector_size(16), may_alias));
 typedef uint32_t QuadUnaligned __attribute__((vector_size(16), aligned(2), may_alias));
 
-// out[j][0..3] = in[0..3][j] for a 4x4 block of 32-bit elements.
-FILBERT_INLINE void transpose_4x4(const uint32_t* in, int64_t in_row, uint32_t* out,
-                                  int64_t out_row) {
+// out[j][0..3] = in[0..3][j] for a 4x4 block of 32-bit elements. Rows of `in` are `in_row` bytes
+// apart, rows of `out` so many elements.
+FILBERT_INLINE void transpose_4x4(const char* in, int64_t in_row, uint32_t* out, int64_t out_row) {
   const Quad r0 = *reinterpret_cast<const QuadUnaligned*>(in);
   const Quad r1 = *reinterpret_cast<const QuadUnaligned*>(in + in_row);
   const Quad r2 = *reinterpret_cast<const QuadUnaligned*>(in + 2 * in_row);
@@ -188,25 +188,36 @@ FILBERT_INLINE void transpose_4x4(const uint32_t* in, int64_t in_row, uint32_t* 
       __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
 }
 
+// How many rows of kTileCols a panel of pack_transposed has; those past `elements` hold anything.
+constexpr int64_t panel_rows(int64_t elements) { return round_up(elements, 4); }
+
 // Panels of columns: panel[key / kTileCols][element][key % kTileCols] = rows[key][element], with
-// elements of 32 bits (a float, or a bfloat16 pair) and zero columns past the last key.
-void pack_transposed(const uint32_t* rows, int64_t row_stride, int64_t keys, int64_t elements,
+// elements of 32 bits (a float, or a bfloat16 pair) and zero columns past the last key. Nothing is
+// read but the `row_bytes` of each row, which may end within a pair: its other half is zero.
+void pack_transposed(const void* rows, int64_t row_stride_bytes, int64_t keys, int64_t row_bytes,
                      uint32_t* panels) {
+  const int64_t elements = (row_bytes + 3) / 4, padded = panel_rows(elements);
+  const bool odd = row_bytes % 4 != 0 || elements < 4;  // no block of whole elements at its end
   for (int64_t key = 0; key < round_up(keys, kTileCols); key += 4) {
-    uint32_t* column = panels + key / kTileCols * kTileCols * elements + key % kTileCols;
-    const uint32_t* in = rows + key * row_stride;
-    int64_t stride = row_stride;
-    uint32_t last[4 * kMaxDim];
-    if (key + 4 > keys) {  // the rows past the end belong to somebody else
-      __builtin_memset(last, 0, 4 * elements * sizeof(uint32_t));
-      for (int64_t r = 0; key + r < keys; ++r) {
-        __builtin_memcpy(last + r * elements, in + r * stride, elements * sizeof(uint32_t));
+    uint32_t* column = panels + key / kTileCols * kTileCols * padded + key % kTileCols;
+    const char* in = static_cast<const char*>(rows) + key * row_stride_bytes;
+    int64_t stride = row_stride_bytes;
+    uint32_t copy[4 * kMaxDim];
+    if (odd || key + 4 > keys) {  // the rows past the last key belong to somebody else
+      __builtin_memset(copy, 0, 4 * padded * sizeof(uint32_t));
+      for (int64_t r = 0; r < 4 && key + r < keys; ++r) {
+        __builtin_memcpy(copy + r * padded, in + r * stride, row_bytes);
       }
-      in = last;
-      stride = elements;
+      in = reinterpret_cast<const char*>(copy);
+      stride = padded * static_cast<int64_t>(sizeof(uint32_t));
     }
-    for (int64_t e = 0; e < elements; e += 4) {
-      transpose_4x4(in + e, stride, column + e * kTileCols, kTileCols);
+    int64_t e = 0;
+    for (; e + 4 <= elements; e += 4) {
+      transpose_4x4(in + e * 4, stride, column + e * kTileCols, kTileCols);
+    }
+    if (e < elements) {  // the last block ends where the row does, over some of the one before it
+      if (!odd) e = elements - 4;
+      transpose_4x4(in + e * 4, stride, column + e * kTileCols, kTileCols);
     }
   }
 }
@@ -239,7 +250,7 @@ struct Head {
   int64_t len_q, len_k;       // its lengths
   int64_t dim;                // D
   int64_t out_panels;         // panels of V's columns
-  Element* k_panels;          // [len_k / kTileCols][D / kSteps][kTileCols]
+  Element* k_panels;          // [len_k / kTileCols][panel_rows(D / kSteps)][kTileCols]
   Element* v_panels;          // [D / kTileCols][len_k / kSteps][kTileCols]
   Element* q_block;           // [kBlockRows][D / kSteps]
   float* scores;              // [kBlockRows][kKeyBlock]; turned into weights in place
@@ -260,7 +271,7 @@ struct Head {
     const int64_t panels = round_up(dim, kTileCols) / kTileCols;
     char* next = base;
     char* const k_at = next;
-    carve(round_up(len_k, kTileCols) * inner(dim) * sizeof(Element), next);
+    carve(round_up(len_k, kTileCols) * panel_rows(inner(dim)) * sizeof(Element), next);
     char* const v_at = next;
     carve(panels * kTileCols * inner(len_k) * sizeof(Element), next);
     char* const q_at = next;
@@ -296,8 +307,8 @@ struct Head {
     for (int64_t key = 0; key < len_k; ++key) prefetch_row(k_row(key) + args.k_head, dim);
     if constexpr (kPairs || sizeof(T) == 4) {
       // Rows already hold 32-bit elements: floats, or pairs side by side.
-      pack_transposed(reinterpret_cast<const uint32_t*>(k_row(0)), args.k_row / Mul::kSteps, len_k,
-                      inner(dim), reinterpret_cast<uint32_t*>(k_panels));
+      pack_transposed(k_row(0), args.k_row * sizeof(T), len_k, dim * sizeof(T),
+                      reinterpret_cast<uint32_t*>(k_panels));
     } else {
       // Widen a panel's rows first; the score buffer is still free (kTileCols x D fits it).
       for (int64_t first = 0; first < len_k; first += kTileCols) {
@@ -307,8 +318,8 @@ struct Head {
           for (int64_t d = 0; d < dim; d += kLanes)
             store(scores + key * kMaxDim + d, load_upto(row + d, dim - d));
         }
-        pack_transposed(reinterpret_cast<const uint32_t*>(scores), kMaxDim, here, dim,
-                        reinterpret_cast<uint32_t*>(k_panels + first * dim));
+        pack_transposed(scores, kMaxDim * sizeof(float), here, dim * sizeof(float),
+                        reinterpret_cast<uint32_t*>(k_panels + first * panel_rows(dim)));
       }
     }
   }
@@ -340,9 +351,12 @@ struct Head {
       prefetch_row(row + args.q_head, dim);
       Element* to = q_block + r * inner(dim);
       if constexpr (kPairs) {
+        to[inner(dim) - 1] = 0;  // the half that an odd row lacks
         __builtin_memcpy(to, row, dim * sizeof(T));
       } else {
-        for (int64_t d = 0; d < dim; ++d) to[d] = to_float(row[d]);
+        int64_t d = 0;
+        for (; d + kLanes <= dim; d += kLanes) store(to + d, load(row + d));
+        for (; d < dim; ++d) to[d] = to_float(row[d]);
       }
     }
   }
@@ -426,6 +440,7 @@ struct Head {
     const bool plain = !args.alibi_slopes && !args.key_bias && args.window_left < 0 &&
                        args.window_right < 0 && args.scale > 0.0f;
     const float scale = plain ? args.scale : 1.0f;  // add_biases has applied it otherwise
+    const int64_t k_rows = panel_rows(inner(dim));
     pack_keys();
     pack_values();
     for (int64_t first = task.q_begin; first < task.q_end; first += kBlockRows) {
@@ -434,8 +449,8 @@ struct Head {
       for (int64_t key = 0; key < len_k; key += kKeyBlock) {
         const int64_t keys = len_k - key < kKeyBlock ? len_k - key : kKeyBlock;
         multiply<Mul>({q_block, inner(dim), rows},
-                      {k_panels + key * inner(dim), inner(dim) * kTileCols, keys}, inner(dim),
-                      scores, kKeyBlock, nullptr);
+                      {k_panels + key * k_rows, k_rows * kTileCols, keys}, inner(dim), scores,
+                      kKeyBlock, nullptr);
         if (!plain) add_biases(first, rows, key, keys);
         softmax(rows, keys, scale, key == 0);
         multiply<Mul>({reinterpret_cast<const Element*>(scores), kKeyBlock, rows},

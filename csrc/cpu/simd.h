@@ -103,13 +103,29 @@ FILBERT_INLINE VecH to_bf16(VecF v) {
 
 FILBERT_INLINE void store(bf16* p, VecF v) { *reinterpret_cast<VecHUnaligned*>(p) = to_bf16(v); }
 
-// The first n lanes, n < kLanes; the others read as zero and are not written.
+// The first n lanes, n < kLanes; the others read as zero and are not written. Memory past them is
+// not touched: masked loads do not fault there.
 template <typename T>
 FILBERT_INLINE VecF load_first(const T* p, int64_t n) {
   T lanes[kLanes] = {};
   for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
   return load(lanes);
 }
+#if FILBERT_VECTOR_BYTES == 64 && defined(__AVX512F__)
+FILBERT_INLINE VecF load_first(const float* p, int64_t n) {
+  return (VecF)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+}
+FILBERT_INLINE VecF load_first(const bf16* p, int64_t n) {
+  const __m256i half = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p);
+  return (VecF)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+}
+#elif FILBERT_VECTOR_BYTES == 32 && defined(__AVX2__)
+FILBERT_INLINE VecF load_first(const float* p, int64_t n) {
+  const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i lanes = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), index);
+  return (VecF)_mm256_maskload_ps(p, lanes);
+}
+#endif
 
 template <typename T>
 FILBERT_INLINE void store_first(T* p, VecF v, int64_t n) {

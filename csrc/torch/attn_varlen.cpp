@@ -11,18 +11,27 @@ namespace filbert {
 namespace {
 
 constexpr const char* kOp = "attn_varlen";
-constexpr int64_t kMaxDim = 128;
+constexpr int64_t kMaxDim = kOnGpu ? kAttnMaxDimCuda : kAttnMaxDim;
 
-// A [T, H, D] operand whose rows a kernel can read in place; anything odd is copied once.
+// What is missing to the next head dimension that the kernels have.
+constexpr int64_t padding_of(int64_t dim) {
+  return kOnGpu ? (kAttnDimStepCuda - dim % kAttnDimStepCuda) % kAttnDimStepCuda : 0;
+}
+
+// A [T, H, D] operand whose rows a kernel can read in place; anything odd is copied once. On a GPU
+// it comes back with zeros up to the next D that the kernels have: they add nothing to any score,
+// and columns of zeros to the output.
 Tensor rows_operand(const Tensor& t, int64_t heads, int64_t dim, const char* name) {
   const bool fits = t.dim() == 3 && t.size(1) == heads && t.size(2) == dim;
   check(fits, kOp, name, t, "[T, H, D] with the H and D of q", "the same heads for q, k and v");
+  if (!kOnGpu) return t.stride(2) == 1 || dim == 1 ? t : torch::stable::contiguous(t);
+  if (padding_of(dim) > 0) return torch::stable::pad(t, {0, padding_of(dim)});
   const bool in_place = t.stride(2) == 1 && t.stride(0) % 8 == 0 && t.stride(1) % 8 == 0;
   const Tensor rows = in_place ? t : torch::stable::contiguous(t);
   // A GPU's 16-byte copies want alignment too. Fresh memory has it; a view may begin anywhere, and
   // contiguous() returns it as it is where sizes of 1 hide odd strides.
   const bool aligned = reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0;
-  return !kOnGpu || aligned ? rows : torch::stable::clone(rows);
+  return aligned ? rows : torch::stable::clone(rows);
 }
 
 #if defined(FILBERT_CUDA) || defined(FILBERT_HOSTCUDA)
@@ -65,8 +74,10 @@ std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_s
   check(q.dim() == 3, kOp, "q", q, "[T, H, D]", "q.view(rows, heads, head_dim)");
   const int64_t heads = q.size(1), dim = q.size(2);
   check(heads > 0, kOp, "heads", heads, "at least one", "q.view(rows, heads, head_dim)");
-  check(dim > 0 && dim <= kMaxDim && dim % 8 == 0, kOp, "head dimension", dim,
-        "a multiple of 8, at most 128", "zero-padding q, k and v to the next multiple of 8");
+  check(dim > 0 && dim <= kMaxDim, kOp, "head dimension", dim,
+        kOnGpu ? "1 to 128 on a GPU" : "1 to 256 on a CPU",
+        kOnGpu ? "more heads of fewer values, or tensors on the CPU, where it may be 256"
+               : "more heads of fewer values");
   check_like(k, q, kOp, "k");
   check_like(v, q, kOp, "v");
   q = rows_operand(q, heads, dim, "q");
@@ -97,7 +108,7 @@ std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_s
           "tensor.contiguous() of the right length");
   }
 
-  Tensor out = torch::stable::new_empty(q, {q.size(0), heads, dim});
+  Tensor out = torch::stable::new_empty(q, {q.size(0), heads, dim + padding_of(dim)});
   Tensor lse = torch::stable::new_empty(q, {heads, q.size(0)}, ScalarType::Float);
   args.sequences = cu_seqlens_q.size(0) - 1;
   args.capacity = tile_capacity(q.size(0), args.sequences);
@@ -130,12 +141,15 @@ std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_s
   args.rows_q = q.size(0);
   args.rows_k = k.size(0);
   args.heads = heads;
-  args.dim = dim;
+  args.dim = dim + padding_of(dim);
   args.window_left = window_left;
   args.window_right = window_right;
   args.scale = static_cast<float>(scale);
   run(args, call);
   call.finish();
+  if (padding_of(dim) > 0) {
+    out = torch::stable::contiguous(torch::stable::narrow(out, 2, 0, dim));
+  }
   return {out, lse};
 }
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _load
-from .ops import tile_capacity
+from .ops import head_dims, tile_capacity
 from .reference import words_for
 
 __all__ = ["Explanation", "Info", "explain", "info"]
@@ -140,15 +140,17 @@ def _explain_attn_varlen(
 ) -> dict:
     assert _load.C is not None
     if q.is_cuda:
+        padded = q.shape[2] + -q.shape[2] % head_dims(q.device).step
         plan = _load.C.plan_attn_varlen_cuda(
             rows_q=q.shape[0], sequences=cu_seqlens_q.shape[0] - 1, heads=q.shape[1],
-            dim=q.shape[2], float32=q.dtype == torch.float32,
+            dim=padded, float32=q.dtype == torch.float32,
         )  # fmt: skip
         return {
             "launch": f"at most {plan['blocks']:,} blocks of {plan['threads']} threads, whatever "
             "the lengths; those past the end of the work list return at once",
             "shared memory": f"{plan['shared_bytes']:,} bytes a block",
-            "columns": f"{q.shape[2]} of {plan['tile_dim']} in a tile",
+            "columns": f"{q.shape[2]} of {plan['tile_dim']} in a tile"
+            + (f", by copies of {padded}" if padded != q.shape[2] else ""),
             "memory": f"{_attn_bytes(q, k):,} bytes read and written",
         }
     threads = torch.get_num_threads()

@@ -42,6 +42,13 @@ def tile_capacity(rows_q: int, sequences: int) -> int:
     return rows_q // 128 + sequences + 1
 
 
+def head_dims(device: torch.device) -> range:
+    """The head dimensions that the kernels of :func:`attn_varlen` have on ``device``. Smaller ones
+    and those between are padded with zeros for each call. As in csrc/args/attn_varlen.h, to which
+    the tests hold it."""
+    return range(8, 129, 8) if device.type == "cuda" else range(1, 257)
+
+
 def _kernels() -> Any:
     """The operators' namespace."""
     return torch.ops.filbert
@@ -94,8 +101,9 @@ def attn_varlen(
 
     Args:
         q: ``[Tq, H, D]``, float32 or bfloat16, on CUDA also float16. Any strides with a contiguous
-            last dimension, so the three views of one QKV buffer need no copy. ``D`` is a multiple
-            of 8, at most 128.
+            last dimension, so the three views of one QKV buffer need no copy. ``D`` is 1 to 256 on
+            the CPU and 1 to 128 on CUDA, where operands whose ``D`` is no multiple of 8 are copied
+            with zeros up to the next one.
         k: ``[Tk, H, D]``, dtype of ``q``.
         v: ``[Tk, H, D]``, dtype of ``q``.
         cu_seqlens_q: ``[B+1]`` int32 on the device of ``q``; starts at 0, never falls, ends at most

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import ops
 from .._load import have_ops, why_no_kernels
 from ..nn.packed_encoder import LayerParts
 from .calling import is_capture_hook
@@ -278,9 +279,11 @@ def _check_numbers(parts: LayerParts, r: _Reader) -> None:
     for name in ("attn_norm", "ffn_norm"):
         if getattr(parts, name).normalized_shape != (hidden,):
             r.reasons.append(f"{parts.names[name]} is not over the hidden size {hidden}")
-    if parts.head_dim % 8 or not 8 <= parts.head_dim <= 128:
+    device = parts.query.weight.device
+    if not 1 <= parts.head_dim <= (most := ops.head_dims(device)[-1]):
         r.reasons.append(
-            f"head dimension {parts.head_dim}: the attention kernel has multiples of 8 up to 128"
+            f"head dimension {parts.head_dim}: on {device.type} the attention kernel has 1 to "
+            f"{most}"
         )
     modules = (*parts.linears(), parts.attn_norm, parts.ffn_norm)
     places = {(p.dtype, p.device) for module in modules for p in module.parameters()}

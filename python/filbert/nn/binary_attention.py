@@ -251,10 +251,10 @@ class MixedAttention(nn.Module):
     ) -> None:
         super().__init__()
         width = sum(layer.out_features for layer in layers) // 3
-        if len(layers) not in (1, 3) or width % (8 * heads):
+        if len(layers) not in (1, 3) or width % heads:
             raise ValueError(
                 f"layers: got {[m.out_features for m in layers]} outputs for {heads} heads, need "
-                "query, key and value of equal size, a multiple of 8 for each head"
+                "query, key and value of equal size, as much for each head"
             )
         self.layers = nn.ModuleList(_fused(layers, fuse))
         self.heads, self.head_dim = heads, width // heads

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ... import ops
 from .latent import LatentBert, Linears
 from .student import BinarizedBert, BinarizedBertConfig
 
@@ -180,12 +181,17 @@ def unfit_sizes(latent: LatentBert, hidden: int) -> list[str]:
     """Why parts do not fit together, or have no operators."""
     width = latent.layers[0].query[0].weight.shape[0]
     dim, rest = divmod(width, latent.heads)
-    unit, most = (8, 128) if latent.bits > 1 else (32, 128)
+    if latent.bits > 1:  # attention over floats
+        unit, most = 1, ops.head_dims(latent.position.device)[-1]
+        need = f"1 to {most}"
+    else:
+        unit, most = 32, 128
+        need = f"a multiple of {unit} up to {most}"
     reasons = []
     if rest or dim % unit or not 0 < dim <= most:
         reasons.append(
-            f"heads: got {latent.heads} of {width / latent.heads:g} values, need a multiple of "
-            f"{unit} up to {most} each; try num_attention_heads in config="
+            f"heads: got {latent.heads} of {width / latent.heads:g} values, need {need} each; try "
+            "num_attention_heads in config="
         )
     checks: list[tuple[str, Tensor, tuple[int, ...]]] = []
 
