@@ -80,6 +80,7 @@ def gpu(backend: str, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     if backend == "cuda":
         return torch.device("cuda")
     monkeypatch.setattr("filbert.integrations.transformers._device_reasons", lambda *_: [])
+    monkeypatch.setattr(ops, "head_dims", lambda _, own=ops.head_dims: own(torch.device("cuda")))
     return torch.device("cpu")
 
 

@@ -164,7 +164,9 @@ def test_our_own_student(scheme, ties):
     torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"mode": "row"}, {"bits": 4, "hidden_act": "relu"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"mode": "row", "hidden_size": 52}, {"bits": 4, "hidden_act": "relu"}]
+)
 def test_our_own_few_bit_student(options):
     student = own("binarybert", **options)
     ids, mask, types = batch(3)

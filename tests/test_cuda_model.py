@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from conftest import BACKENDS
-from filbert import convert, embed, report
+from filbert import convert, embed, report, revert
 from filbert.config import PackedEncoderConfig
-from models import FAMILIES, MASKS, build, exactly, swapped, tokens
+from models import FAMILIES, MASKS, assert_same_state, bits, build, exactly, swapped, tokens
 from tolerances import assert_close_to_native, assert_exact
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -47,6 +47,20 @@ def test_hidden_states(gpu, family, dtype, mask):
     assert_close_to_native(ours, native, exact)
     if dtype == torch.float16 or gpu.type == "cuda":
         assert swapped(model).compute_dtype == dtype  # never widened, unlike on a CPU
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fold_bias", [True, False], ids=["folded", "not folded"])
+def test_heads_that_no_kernel_has(gpu, dtype, fold_bias):
+    """Zeros for them lie in the packed weights; the model's own come back bit for bit."""
+    model = made("bert", dtype, gpu, hidden_size=78, num_attention_heads=3)
+    before, mask = bits(model), MASKS["scattered"]
+    native, exact = kept_rows(model, mask, gpu), kept_rows(exactly(model), mask, gpu)
+    convert(model, PackedEncoderConfig(fold_bias=fold_bias))
+    assert_close_to_native(kept_rows(model, mask, gpu), native, exact)
+    assert [layer.head_dim for layer in swapped(model).layers] == [32, 32]
+    assert_same_state(bits(model), before)
+    assert_same_state(bits(revert(model)), before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -59,6 +59,23 @@ class LayerParts:
             yield from module.parameters()
 
 
+def _pad_heads(t: Tensor, dim: int, heads: int, padding: int) -> Tensor:
+    """``t`` with ``padding`` zeros after each of the ``heads`` that lie in ``dim``."""
+    if padding == 0:
+        return t
+    apart = t.detach().unflatten(dim, (heads, -1))
+    zeros = apart.new_zeros([padding if d == dim + 1 else n for d, n in enumerate(apart.shape)])
+    return torch.cat([apart, zeros], dim + 1).flatten(dim, dim + 1)
+
+
+def _strip_heads(t: Tensor, dim: int, heads: int, padding: int) -> Tensor:
+    """What :func:`_pad_heads` was given, bit for bit."""
+    if padding == 0:
+        return t
+    apart = t.unflatten(dim, (heads, -1))
+    return apart.narrow(dim + 1, 0, apart.shape[dim + 1] - padding).flatten(dim, dim + 1)
+
+
 class PackedLayer(nn.Module):
     """One BERT layer on packed rows.
 
@@ -92,7 +109,10 @@ class PackedLayer(nn.Module):
         super().__init__()
         weight = parts.query.weight
         dtype = compute_dtype or row_dtype(weight.dtype, weight.device)
-        self.num_heads, self.head_dim = parts.num_heads, parts.head_dim
+        # Zeros that lie in the weights save a GPU the copies that pad each call's q, k and v: they
+        # make columns of zeros of all three, and the output weight multiplies those by zeros.
+        self.head_padding = -parts.head_dim % ops.head_dims(weight.device).step
+        self.num_heads, self.head_dim = parts.num_heads, parts.head_dim + self.head_padding
         self.scale = parts.scale
         #: rows that go through the GEMMs at once; None for all
         self.row_block: int | None = None
@@ -111,6 +131,9 @@ class PackedLayer(nn.Module):
                     out = folded if out is None else out.double() + folded
                 k = v = None
 
+            def padded(t: Tensor, dim: int = 0) -> Tensor:
+                return _pad_heads(t, dim, self.num_heads, self.head_padding)
+
             def packed(
                 linears: Sequence[nn.Linear], biases: Sequence[Tensor | None]
             ) -> PackedLinear:
@@ -118,11 +141,11 @@ class PackedLayer(nn.Module):
                 if any(b is not None for b in biases):
                     bias = torch.cat(
                         [
-                            m.weight.new_zeros(m.out_features) if b is None else b.detach()
+                            padded(m.weight.new_zeros(m.out_features) if b is None else b.detach())
                             for m, b in zip(linears, biases, strict=True)
                         ]
                     )
-                return PackedLinear([m.weight for m in linears], bias, compute_dtype=dtype)
+                return PackedLinear([padded(m.weight) for m in linears], bias, compute_dtype=dtype)
 
             self.query: PackedLinear | None = None
             if split_query:
@@ -130,7 +153,7 @@ class PackedLayer(nn.Module):
                 self.key_value = packed([parts.key, parts.value], [k, v])
             else:
                 self.query_key_value = packed([parts.query, parts.key, parts.value], [q, k, v])
-            self.out = PackedLinear([parts.out.weight], compute_dtype=dtype)
+            self.out = PackedLinear([padded(parts.out.weight, 1)], compute_dtype=dtype)
             kind = gelu_kind(parts.activation)
             self.up = PackedLinear(
                 [parts.up.weight], parts.up.bias, activation=kind, compute_dtype=dtype
@@ -157,7 +180,10 @@ class PackedLayer(nn.Module):
 
     def dense_weights(self) -> list[Tensor]:
         """The six dense weights in the order of :meth:`LayerParts.linears`, bit for bit."""
-        return [weight for _, linear in self.linears() for weight in linear.dense_weights()]
+        weights = [weight for _, linear in self.linears() for weight in linear.dense_weights()]
+        for index, dim in enumerate((0, 0, 0, 1)):  # query, key, value, out
+            weights[index] = _strip_heads(weights[index], dim, self.num_heads, self.head_padding)
+        return weights
 
     def shared_weights(self) -> list[Tensor | None]:
         """The six weights as views of the packed ones, each None where that is not possible."""
