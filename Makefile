@@ -17,9 +17,13 @@ DEV_INSTALL = $(BIN)/pip install --quiet --no-build-isolation -Cbuild-dir=build/
 demo: $(VENV)/.built
 	$(BIN)/python -m filbert.demo
 
+# Tests run in as many processes as there are processors; WORKERS=0 runs them in one.
+WORKERS ?= auto
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=worksteal
+
 test: $(VENV)/.built build/transformers4 build/torch-2.10.0
-	$(BIN)/python -m pytest
-	PYTHONPATH=build/transformers4 $(BIN)/python -m pytest tests/test_encoder.py tests/test_convert.py tests/test_swap.py \
+	$(PYTEST)
+	PYTHONPATH=build/transformers4 $(PYTEST) tests/test_encoder.py tests/test_convert.py tests/test_swap.py \
 	  tests/test_capture.py tests/test_cuda_model.py tests/test_masked_rows.py
 
 # Every copy of the CPU kernels without torch: natively, and in an emulated machine those with AVX-512

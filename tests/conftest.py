@@ -3,16 +3,32 @@
 ``cpu-ISA`` are the CPU kernels, one instruction set each. ``hostcuda-SEED`` are the CUDA kernels,
 run by the host (see tests/hostcuda), with their threads scheduled in an order drawn from the seed.
 ``cuda`` are the CUDA kernels on a GPU, where there is one.
+
+What costs time and finds nothing more is drawn from a test's name, so that every run draws the
+same: a case runs over hostcuda in one order of threads (all of them if it is marked
+``every_order``), and on the CPU with one thread or two. ``any_isa`` marks what is the same for all
+instruction sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from zlib import crc32
 
 import pytest
-import torch
 
-from filbert import _load, ops
+# Workers of pytest-xdist share the processor. Programs that tests start are told so, too.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if _WORKERS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # who waits lets the other workers run
+
+import torch  # noqa: E402 - reads the environment
+
+from filbert import _load, ops  # noqa: E402
 
 ISAS = list(_load.C.isas()) if _load.C is not None else []
 #: 0 is warps and lanes in their order
@@ -40,16 +56,55 @@ BACKENDS = [
 ]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    for line in (
+        "every_order: over hostcuda in every order of threads, not in one drawn from the name",
+        "any_isa: on one instruction set, drawn from the name, since all give the same",
+    ):
+        config.addinivalue_line("markers", line)
+
+
+_BACKEND = r"\b(cpu|hostcuda)-\w+|\bcuda\b"
+
+
+def _one_of_each(names: list[str], pattern: str) -> set[str]:
+    """Of names that differ only in what ``pattern`` matches, one: the others are left out."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        alike[re.sub(pattern, "", name)].append(name)
+    return {sorted(same)[crc32(key.encode()) % len(same)] for key, same in alike.items()}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out float16 on the CPU: there is no such kernel, and a test of its own says so."""
-    kept, left = [], []
-    for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        on_cpu = str(params.get("backend", "")).startswith("cpu-")
-        (left if on_cpu and params.get("dtype") == torch.float16 else kept).append(item)
-    if left:
-        config.hook.pytest_deselected(items=left)
-        items[:] = kept
+    """Leaves out float16 on the CPU (there is no such kernel, and a test of its own says so), and
+    what the marks leave out."""
+
+    def params(item: pytest.Item) -> dict[str, object]:
+        return getattr(getattr(item, "callspec", None), "params", {})
+
+    def drop(unwanted: Callable[[pytest.Item], bool]) -> None:
+        left = [item for item in items if unwanted(item)]
+        if left:
+            config.hook.pytest_deselected(items=left)
+            items[:] = [item for item in items if not unwanted(item)]
+
+    def is_on(item: pytest.Item, kind: str) -> bool:
+        return str(params(item).get("backend", "")).startswith(kind)
+
+    drop(lambda item: is_on(item, "cpu-") and params(item).get("dtype") == torch.float16)
+    for kind, mark, marked in (("hostcuda-", "every_order", False), ("cpu-", "any_isa", True)):
+        affected = [
+            item for item in items
+            if is_on(item, kind) and (item.get_closest_marker(mark) is not None) is marked
+        ]  # fmt: skip
+        kept = _one_of_each([item.nodeid for item in affected], rf"{kind}\w+")
+        unwanted = {item.nodeid for item in affected} - kept
+        drop(lambda item, unwanted=unwanted: item.nodeid in unwanted)
+    # The backends of a case follow each other, since what they are compared with is computed once.
+    first = {}
+    for place, item in enumerate(items):
+        first.setdefault(re.sub(_BACKEND, "", item.nodeid), place)
+    items.sort(key=lambda item: first[re.sub(_BACKEND, "", item.nodeid)])
 
 
 @pytest.fixture(params=BACKENDS or ["missing"])
@@ -59,10 +114,12 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if kind == "missing":
         pytest.fail(f"the compiled library is missing: {_load.missing['ops']}")
     if kind == "cpu":
-        before = _load.C.isa()
+        before = _load.C.isa(), torch.get_num_threads()
         _load.C.select_isa(choice)
+        torch.set_num_threads(1 + crc32(request.node.nodeid.encode()) % 2)
         yield kind
-        _load.C.select_isa(before)
+        _load.C.select_isa(before[0])
+        torch.set_num_threads(before[1])
     elif kind == "hostcuda":
         kernels = torch.ops.filbert_hostcuda
         monkeypatch.setattr(ops, "_kernels", lambda: kernels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from bit_rows import bit_rows, integers
 from cases import LENGTHS, offsets
 from filbert import _load, ops, reference
+from once import once
 from tolerances import assert_exact
 
 DIMS = [32, 64, 96, 128]
@@ -41,6 +43,7 @@ def check(got, context, covered, threshold, ties, width):
     assert_exact(sums, codes.sum(1).to(torch.int32))
 
 
+@once
 def attend(lengths, q, k, v, choose):
     """Context of every sequence by dense products; ``choose`` maps scores to 0 and 1."""
     context = torch.zeros_like(q)
@@ -52,6 +55,17 @@ def attend(lengths, q, k, v, choose):
             context[span] = (choose(qs @ ks.transpose(1, 2)) @ vs).transpose(0, 1)
         begin += length
     return context
+
+
+def positive(scores, ties):
+    return ((scores >= 0) if ties == "above" else (scores > 0)).double()
+
+
+def heavy(scores, scale, half):
+    """A probability within 1e-9 of ``half`` may go either way; none of these is."""
+    p = torch.softmax(scale * scores, -1)
+    assert (p - half).abs().min() > 1e-9
+    return (p > half).double()
 
 
 @pytest.mark.parametrize("name", LENGTHS)
@@ -68,8 +82,8 @@ def test_boolean_attention(backend, name, dim, ties):
         q, k, v, offsets(lengths), max([0, *lengths]), heads, dim,
         threshold=threshold, ties=ties, score_ties=score_ties,
     )  # fmt: skip
-    positive = (lambda s: (s >= 0).double()) if ties == "exact" else (lambda s: (s > 0).double())
-    context = attend(lengths, *(signs(t, heads, dim) for t in (q, k, v)), positive)
+    choose = functools.partial(positive, ties=score_ties)
+    context = attend(lengths, *(signs(t, heads, dim) for t in (q, k, v)), choose)
     check(got, context, sum(lengths), threshold, ties, heads * dim)
 
 
@@ -77,7 +91,6 @@ def test_boolean_attention(backend, name, dim, ties):
 @pytest.mark.parametrize("dim", [32, 64, 128])
 @pytest.mark.parametrize("half", [0.001, 0.02, 0.25])
 def test_thresholded_softmax(backend, name, dim, half):
-    """A probability within 1e-9 of ``half`` may go either way; none of these is."""
     lengths, heads, scale = LENGTHS[name], 2, 0.9 / math.sqrt(dim)
     q, k, v = operands(lengths, heads, dim)
     got = ops.attn_binary(
@@ -85,11 +98,7 @@ def test_thresholded_softmax(backend, name, dim, half):
         table=ops.softmax_table(scale, dim), half=half,
     )  # fmt: skip
 
-    def choose(scores):
-        p = torch.softmax(scale * scores, -1)
-        assert (p - half).abs().min() > 1e-9
-        return (p > half).double()
-
+    choose = functools.partial(heavy, scale=scale, half=half)
     context = attend(lengths, *(signs(t, heads, dim) for t in (q, k, v)), choose)
     check(got, context, sum(lengths), 0, "below", heads * dim)
 
@@ -110,6 +119,7 @@ def test_all_scores_tie(backend, ties):
     assert_exact(reference.words_to_codes(every, dim), compare(context, 0, ties))
 
 
+@pytest.mark.every_order
 def test_neighbours_do_not_matter(backend):
     """A sequence has the same bits alone, in a batch, and whatever the other rows hold."""
     lengths, heads, dim = [19, 70, 33], 2, 64
@@ -210,6 +220,7 @@ def test_refuses(args, more, message):
         ops.attn_binary(*args, **more)
 
 
+@pytest.mark.any_isa
 def test_opcheck(backend):
     q, k, v = operands([5, 3], 2, 32)
     args = (q, k, v, offsets([5, 3]), 5, 2, 32)

@@ -11,6 +11,7 @@ import torch
 from cases import DTYPES, LENGTHS, normal, offsets
 from conftest import BACKENDS
 from filbert import attn_varlen, ops, reference
+from once import once
 from tolerances import assert_close_to_native, assert_exact
 
 
@@ -22,19 +23,26 @@ def qkv_views(rows: int, heads: int, dim: int, dtype: torch.dtype, seed: int = 0
 def check(q, k, v, cu_q, cu_k, **features):
     scale = features.pop("scale", q.shape[-1] ** -0.5)
     out, lse = attn_varlen(q, k, v, cu_q, cu_k, 0, 0, scale, **features)
+    native, exact = answers(q, k, v, cu_q, cu_k, scale, **features)
+    assert out.dtype == q.dtype
+    assert lse.dtype == torch.float32
+    assert_close_to_native(out, native[0], exact[0])
+    assert_close_to_native(lse, native[1], exact[1], room=room_of_scores(q, k, scale))
+    return out, lse
+
+
+@once
+def answers(q, k, v, cu_q, cu_k, scale, **features):
+    """Output and lse in the dtype of q, and in float64."""
     wide = {n: t.double() if isinstance(t, torch.Tensor) else t for n, t in features.items()}
     exact = reference.attn_varlen(
         q.double(), k.double(), v.double(), cu_q, cu_k, 0, 0, scale, **wide
     )
     native = reference.attn_varlen(q, k, v, cu_q, cu_k, 0, 0, scale, **features)
-    assert out.dtype == q.dtype
-    assert lse.dtype == torch.float32
     if q.dtype != torch.float32:
         # The reference keeps its weights in float32; PyTorch's 16-bit attention rounds them too.
         native = (native_16bit(q, k, v, cu_q, cu_k, scale, **features), native[1])
-    assert_close_to_native(out, native[0], exact[0])
-    assert_close_to_native(lse, native[1], exact[1], room=room_of_scores(q, k, scale))
-    return out, lse
+    return native, exact
 
 
 def room_of_scores(q, k, scale) -> float:
@@ -142,6 +150,7 @@ def test_errors_do_not_grow_with_the_number_of_keys(backend, lengths, slope):
     assert ours < 1.5 * native
 
 
+@pytest.mark.every_order
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_query_and_key_segments_differ(backend, dtype):
     lengths_q, lengths_k = [1, 7, 0, 33, 4], [9, 3, 5, 70, 0]
@@ -369,6 +378,7 @@ def test_the_fallback_refuses_too(case, monkeypatch):
         attn_varlen(**(GOOD | REFUSALS[case][0]))
 
 
+@pytest.mark.any_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(backend, dtype):
     q, k, v = qkv_views(12, 2, 16, dtype)

@@ -25,6 +25,7 @@ def test_shapes(backend, dtype, shape, form):
     assert_close_to_native(ours, native, exact)
 
 
+@pytest.mark.every_order
 @pytest.mark.parametrize("form", FORMS)
 def test_every_magnitude(backend, form):
     """A dense sweep, and digits in the negative tail, where x * (1 + erf) / 2 has none."""
@@ -77,6 +78,7 @@ def test_refuses(args, message):
         bias_gelu_(*args)
 
 
+@pytest.mark.any_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(backend, dtype):
     args = (normal(3, 9, dtype=dtype), normal(9, dtype=dtype), "tanh")

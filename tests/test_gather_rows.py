@@ -16,6 +16,7 @@ def rows_of(dtype, *shape):
     return (normal(*shape) * 50).to(dtype)
 
 
+@pytest.mark.every_order
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
 @pytest.mark.parametrize("width", [1, 3, 8, 40, 768])
 def test_gathers(backend, dtype, width):
@@ -74,6 +75,7 @@ def test_refuses(args, message):
         gather_rows(*args)
 
 
+@pytest.mark.any_isa
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
 def test_opcheck(backend, dtype):
     args = (rows_of(dtype, 5, 6), torch.tensor([4, -1, 0]))

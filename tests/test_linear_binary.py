@@ -28,6 +28,7 @@ def dots(codes, signs, step, low):
     return ((step * codes + low).double() @ signs.double().T).long()
 
 
+@pytest.mark.every_order
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", INPUTS)
 def test_bits_out(backend, shape, kind):
@@ -275,6 +276,7 @@ def test_refuses(args, more, message):
         ops.linear_binary(*args, **more)
 
 
+@pytest.mark.any_isa
 def test_opcheck(backend):
     kernels = ops._kernels()
     _, words, sums = code_rows(3, 64, 2)

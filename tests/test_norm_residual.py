@@ -33,6 +33,7 @@ def check(args, eps=1e-12):
     return ours
 
 
+@pytest.mark.every_order
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shapes(backend, dtype, shape):
@@ -137,6 +138,7 @@ def test_in_place_refuses_overlapping_rows():
         norm_residual_(torch.zeros(1, 4).expand(3, 4), None, None, ONE, ONE, 1e-5)
 
 
+@pytest.mark.any_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(backend, dtype):
     args = operands(3, 24, dtype)

@@ -87,6 +87,7 @@ def test_codes_of_any_scale(backend):
     assert not levels[[1, 3, 4]].any()
 
 
+@pytest.mark.every_order
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_scale_of_each_row(backend, bits):
     """The largest finite magnitude of a row is coded as the largest code, its negative likewise."""
@@ -197,6 +198,7 @@ def test_the_reference_divides_by_no_python_number():
     assert all(isinstance(divisor, torch.Tensor) for divisor in divisors)
 
 
+@pytest.mark.any_isa
 @pytest.mark.parametrize("ties", TIES)
 def test_opcheck(backend, ties):
     kernels = ops._kernels()
