@@ -54,12 +54,11 @@ EDGES = [("until",), ("lower",), ("lower_until",), ("lower", "lower_until"),
 
 
 @pytest.mark.parametrize("edges", EDGES, ids="+".join)
-@pytest.mark.parametrize("shape", SHAPES[2::2], ids=str)
-@pytest.mark.parametrize("kind", ["signs", "ternary"])
-def test_codes_out(backend, shape, kind, edges):
+@pytest.mark.parametrize("shape", [(2, 768, 100), (13, 300, 130), (129, 40, 65)], ids=str)
+def test_codes_out(backend, shape, edges):
     """A second interval of ones, and a second bit: what GELU makes of signs, in one product."""
     rows, features, outputs = shape
-    planes, step, low = INPUTS[kind]
+    planes, step, low = INPUTS["ternary"]
     codes, words, sums = code_rows(rows, features, planes)
     signs, tiles, totals = weights(outputs, features)
     exact = dots(codes, signs, step, low)
@@ -85,8 +84,8 @@ def test_codes_out(backend, shape, kind, edges):
     assert not reference.words_to_bits(got, 32 * got.shape[2])[..., outputs:].any()
 
 
-@pytest.mark.parametrize("density", [0.0, 0.001, 0.02, 0.5])
-@pytest.mark.parametrize("shape", [(1, 768, 80), (33, 768, 130), (130, 3072, 48)], ids=str)
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.5])
+@pytest.mark.parametrize("shape", [(1, 768, 80), (33, 768, 130), (130, 1200, 48)], ids=str)
 def test_zeros_in_rows_of_signs(backend, shape, density):
     """Few zeros are counted another way than many, and none not at all: the numbers are the same,
     whichever rows share a tile."""

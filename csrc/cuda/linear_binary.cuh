@@ -214,8 +214,8 @@ __device__ __forceinline__ void join_word(char* at, uint32_t ones, bool joined) 
 // the other, and is joined with those before it where it waits.
 template <typename Tiling>
 __device__ __forceinline__ void write_tile(const LinearBinaryArgs& args, int row, int output,
-                                           const WarpCounts<Tiling>& counts, int warp_row,
-                                           int warp_tile, const BitLane& lane, Bit) {
+                                           const WarpCounts<Tiling>& counts, int, int,
+                                           const BitLane&, Bit) {
   constexpr int kPlaneBytes = Tiling::kRows * (Tiling::kOutputs / 8);
   char* memory = shared_memory();  // [2][kRows][kOutputs / 8] bytes: upper bits, lower bits
   const bool two = two_planes(args);
@@ -223,32 +223,38 @@ __device__ __forceinline__ void write_tile(const LinearBinaryArgs& args, int row
   for (int number = 0; number < BitEdge::kCount; ++number) {
     const BitEdge edge(args, number);
     if (!edge.limits) continue;
+    // The lane's place is worked out again for each edge: kept, it would be too much beside the
+    // counts.
+    const unsigned thread = thread_read_anew();
+    const int group = thread % 32 / 4, place = thread % 4;
+    const int warp_row = thread / 32 / Tiling::kAcross * Tiling::kStrips * 16;
+    const int warp_tile = thread / 32 % Tiling::kAcross * Tiling::kColumns;
     uint32_t bits[Tiling::kStrips][2] = {};
 #pragma unroll
     for (int c = 0; c < Tiling::kColumns; ++c) {
       int limit[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        limit[i] = edge.limit(args, output + (warp_tile + c) * kTileWidth + lane.place * 4 + i);
+        limit[i] = edge.limit(args, output + (warp_tile + c) * kTileWidth + place * 4 + i);
       }
 #pragma unroll
       for (int s = 0; s < Tiling::kStrips; ++s) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const RowTerm term(args, row + warp_row + s * 16 + half * 8 + lane.group);
+          const RowTerm term(args, row + warp_row + s * 16 + half * 8 + group);
           uint32_t four = 0;
 #pragma unroll
           for (int i = 3; i >= 0; --i) {
             four = four << 1 | term.reaches(counts.at(s, c, half, i), limit[i]);
           }
-          bits[s][half] |= four << (c * kTileWidth + lane.place * 4);
+          bits[s][half] |= four << (c * kTileWidth + place * 4);
         }
       }
     }
 
     // Of both halves of a strip keep one, by the lane's lower bit; of two strips keep one, by the
     // upper.
-    const int lower = lane.place % 2, upper = lane.place / 2;
+    const int lower = place % 2, upper = place / 2;
     uint32_t merged[Tiling::kStrips];
 #pragma unroll
     for (int s = 0; s < Tiling::kStrips; ++s) {
@@ -261,7 +267,7 @@ __device__ __forceinline__ void write_tile(const LinearBinaryArgs& args, int row
       const uint32_t kept = upper ? merged[s + 1] : merged[s],
                      given = upper ? merged[s] : merged[s + 1];
       const uint32_t all = edge.ones(kept | __shfl_xor_sync(0xffffffffu, given, 2));
-      const int at = warp_row + (s + upper) * 16 + lower * 8 + lane.group;
+      const int at = warp_row + (s + upper) * 16 + lower * 8 + group;
       char* to = memory + at * (Tiling::kOutputs / 8) + warp_tile * (kTileWidth / 8);
       using Word = typename WordOf<Tiling::kColumns>::Type;
       if (edge.upper) join_word<Word>(to, all, edge.below);

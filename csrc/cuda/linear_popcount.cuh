@@ -18,28 +18,30 @@ template <int kRows>
 __device__ __forceinline__ void write_popcounts(const LinearBinaryArgs& args, int first_row,
                                                 int output, const int (&counts)[kRows], Bit) {
   const int64_t row_words = divided_up(args.outputs, 32), plane = args.rows * row_words;
-  uint32_t upper[kRows] = {}, lower[kRows] = {};
-#pragma unroll 1
+  const bool two = two_planes(args);
+  int limit[BitEdge::kCount];
+#pragma unroll
   for (int number = 0; number < BitEdge::kCount; ++number) {
     const BitEdge edge(args, number);
-    if (!edge.limits) continue;
-    const int limit = edge.limit(args, output);
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const RowTerm term(args, first_row + r);
-      const uint32_t ones = edge.ones(__ballot_sync(0xffffffffu, term.reaches(counts[r], limit)));
-      if (edge.upper) upper[r] |= ones;
-      if (edge.lower) lower[r] |= ones;
-    }
+    limit[number] = edge.limits ? edge.limit(args, output) : 0;
   }
-  const bool two = two_planes(args);
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int row = first_row + r;
+    const RowTerm term(args, row);
+    uint32_t upper = 0, lower = 0;
+#pragma unroll
+    for (int number = 0; number < BitEdge::kCount; ++number) {
+      const BitEdge edge(args, number);
+      if (!edge.limits) continue;
+      const uint32_t reached = __ballot_sync(0xffffffffu, term.reaches(counts[r], limit[number]));
+      if (edge.upper) upper |= edge.ones(reached);
+      if (edge.lower) lower |= edge.ones(reached);
+    }
     if (threadIdx.x % 32 == 0 && row < args.rows) {
       uint32_t* to = args.out_words + row * row_words + output / 32;
-      to[0] = two ? code_plane(upper[r], lower[r], 0) : upper[r];
-      if (two) to[plane] = code_plane(upper[r], lower[r], 1);
+      to[0] = two ? code_plane(upper, lower, 0) : upper;
+      if (two) to[plane] = code_plane(upper, lower, 1);
     }
   }
 }
