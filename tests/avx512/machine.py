@@ -21,12 +21,12 @@ COPIES = ["avx512", "avx512_vpopcnt"]
 PACKAGES = ["bochs", "bochsbios", "vgabios", "xorriso", "isolinux", "syslinux-common"]
 KERNEL_PACKAGE = "linux-image-cloud-amd64"  # what it depends on is the kernel itself
 #: where those packages put what is needed
-NEEDED = {
-    "boot loader": Path("/usr/lib/ISOLINUX/isolinux.bin"),
-    "boot loader's module": Path("/usr/lib/syslinux/modules/bios/ldlinux.c32"),
-    "BIOS": Path("/usr/share/bochs/BIOS-bochs-latest"),
-    "VGA BIOS": Path("/usr/share/vgabios/vgabios.bin"),
-}
+BOOT_LOADER = [
+    Path("/usr/lib/ISOLINUX/isolinux.bin"),
+    Path("/usr/lib/syslinux/modules/bios/ldlinux.c32"),
+]
+BIOS = Path("/usr/share/bochs/BIOS-bochs-latest")
+VGA_BIOS = Path("/usr/share/vgabios/vgabios.bin")
 
 #: Bochs answers cpuid for these and does not do, or not quite, what Linux then expects: pku,
 #: xsavec and xsaves (without which Linux computes the sizes of states by itself, and turns AVX off
@@ -82,7 +82,7 @@ def provide(folder: Path) -> str | None:
 
 def _missing() -> list[str]:
     tools = [tool for tool in ("bochs", "xorriso") if shutil.which(tool) is None]
-    return tools + [f"{what} {path}" for what, path in NEEDED.items() if not path.exists()]
+    return tools + [str(path) for path in (*BOOT_LOADER, BIOS, VGA_BIOS) if not path.exists()]
 
 
 def _call(*command: str, cwd: Path | None = None) -> str:
@@ -129,7 +129,7 @@ def _cd(program: Path, arguments: list[str], folder: Path) -> None:
     tree = folder / "cd"
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir()
-    for source in (folder / "vmlinuz", *list(NEEDED.values())[:2]):
+    for source in (folder / "vmlinuz", *BOOT_LOADER):
         shutil.copy(source, tree)
     (tree / "initrd").write_bytes(_file_system(program))
     (tree / "isolinux.cfg").write_text(
@@ -149,7 +149,7 @@ def run(program: Path, arguments: list[str], folder: Path, timeout: float) -> li
     console = folder / "console.txt"
     console.write_text("")
     _cd(program, arguments, folder)
-    settings = BOCHS.format(model=MODEL, bios=NEEDED["BIOS"], vga=NEEDED["VGA BIOS"])
+    settings = BOCHS.format(model=MODEL, bios=BIOS, vga=VGA_BIOS)
     (folder / "bochsrc").write_text(settings)
     (folder / "debugger").write_text("c\n")  # Debian's Bochs is a debugger: go on
     command = ["bochs", "-q", "-f", "bochsrc", "-rc", "debugger"]

@@ -36,7 +36,25 @@ void run(Suite& suite, const std::string& name, Floats& x, int64_t rows, bool wi
             [&] { filbert::bias_gelu_cpu(args); });
 }
 
+// GELU of what is far above zero is what it was, so that only the rounding of x + bias is left:
+// every bit of it, at ties and beside them.
+void run_rounding(Suite& suite, bool tanh_form) {
+  const int64_t width = 512;
+  Floats x(DType::kBFloat16, width), bias(DType::kBFloat16, width);
+  x.fill([](int64_t i) { return 64 + i / 64 * 0.5; });
+  bias.fill([](int64_t i) { return i % 64 / 64.0; });
+  filbert::BiasGeluArgs args{};
+  args.dtype = DType::kBFloat16;
+  args.x = x.data();
+  args.bias = bias.data();
+  args.rows = 1;
+  args.width = width;
+  args.tanh = tanh_form;
+  suite.run("rounding", {bits("x", x)}, [&] { filbert::bias_gelu_cpu(args); });
+}
+
 void cases(Suite& suite) {
+  for (bool tanh_form : {false, true}) run_rounding(suite, tanh_form);
   for (DType dtype : kDTypes) {
     for (bool tanh_form : {false, true}) {
       for (int64_t width = 1; width <= 70; ++width) {
