@@ -11,6 +11,8 @@
 #include <cstring>
 #include <vector>
 
+#include "scratch.h"
+
 namespace kernel_check {
 namespace {
 
@@ -113,6 +115,7 @@ std::string describe(const void* address) {
     }
     return "in " + tensor + " that is only read";
   }
+  if (std::string scratch = describe_scratch(address); !scratch.empty()) return scratch;
   return "in no tensor";
 }
 
@@ -120,10 +123,13 @@ std::string fault_of(const std::function<void()>& body) {
   listen();
   if (sigsetjmp(resume, 1) == 0) {
     expected = 1;
+    guard_scratch(true);
     body();
+    guard_scratch(false);
     expected = 0;
     return "";
   }
+  guard_scratch(false);
   expected = 0;
   if (signal_number == SIGILL) return "an instruction that this processor does not have";
   if (signal_number == SIGFPE) return "an integer division by zero";

@@ -26,7 +26,9 @@ struct Problem {
   std::vector<int64_t> dots;  // [rows * outputs], exact
   filbert::LinearBinaryArgs args{};
 
-  Problem(int64_t rows, int64_t features, int64_t outputs, Codes codes, bool all_ones = false)
+  enum Draw { kChance, kAllOnes, kFewLow };  // kFewLow: plane 0 has few words that are not 0
+
+  Problem(int64_t rows, int64_t features, int64_t outputs, Codes codes, Draw draw = kChance)
       : rows(rows),
         features(features),
         outputs(outputs),
@@ -40,11 +42,14 @@ struct Problem {
     const auto valid = [&](int64_t w) {
       return 32 * w + 32 <= features ? ~0u : (1u << features % 32) - 1;
     };
-    const auto draw = [&] { return all_ones ? ~0u : random.word(); };
-    words.fill([&](int64_t i) { return draw() & valid(i % row_words); });
+    const auto word = [&] { return draw == kAllOnes ? ~0u : random.word(); };
+    words.fill([&](int64_t i) {
+      const bool empty = draw == kFewLow && i < rows * row_words && random.integer(0, 7) > 0;
+      return empty ? 0 : word() & valid(i % row_words);
+    });
     weight.fill([&](int64_t i) {
       const int64_t output = i / (16 * row_words) * 16 + i % 16;
-      return output < outputs ? draw() & valid(i / 16 % row_words) : 0;
+      return output < outputs ? word() & valid(i / 16 % row_words) : 0;
     });
     sums.fill([&](int64_t t) { return static_cast<int32_t>(count(t, -1)); });
     totals.fill([&](int64_t n) {
@@ -168,6 +173,11 @@ void cases(Suite& suite) {
     Problem(3, 31, 17, codes).run(suite);
     Problem(7, 300, 130, codes).run(suite);
   }
+  // A plane that is nearly empty, and one that is.
+  for (int64_t rows : {1, 4, 5, 14, 30}) {
+    Problem(rows, 300, 70, kCodes[2], Problem::kFewLow).run(suite);
+    Problem(rows, 20, 33, kCodes[2], Problem::kFewLow).run(suite);
+  }
   Problem(131, 33, 70, kCodes[0]).run(suite);  // more than one block of rows
   for (int64_t features : {0, 1, 32, 224, 225, 256}) {
     Problem(6, features, 65, kCodes[2]).run(suite);
@@ -182,8 +192,8 @@ void cases(Suite& suite) {
     }
   }
   // The longest rows, all ones: no count overflows. Few rows and many are counted in two ways.
-  for (int64_t rows : {1, 5}) Problem(rows, 65504, 1, {1, 2, -1}, true).run(suite);
-  Problem(5, 65504, 1, {8, 1, -128}, true).run_bits(suite);
+  for (int64_t rows : {1, 5}) Problem(rows, 65504, 1, {1, 2, -1}, Problem::kAllOnes).run(suite);
+  Problem(5, 65504, 1, {8, 1, -128}, Problem::kAllOnes).run_bits(suite);
 
   // A plane of a larger tensor: words and rows of which only some are read.
   Problem whole(8, 256, 33, kCodes[0]);
