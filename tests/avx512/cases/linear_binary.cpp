@@ -95,19 +95,28 @@ struct Problem {
            " x " + std::to_string(outputs) + ", planes " + std::to_string(codes.planes);
   }
 
-  void run_bits(Suite& suite) {
-    // Ties in the first row, chance in the others, and what can never or always be reached.
-    Array<int32_t> threshold(outputs);
-    threshold.fill([&](int64_t n) {
-      return n % 5 == 3 ? INT32_MIN : n % 5 == 4 ? INT32_MAX : static_cast<int32_t>(dots[n]);
+  // Edges of bits: ties in one row, chance in the others, what is never and what is always reached.
+  Array<int32_t>& fill_edges(Array<int32_t>& edges, int64_t of_row, int64_t shift) const {
+    return edges.fill([&](int64_t n) {
+      const int64_t tie = dots[of_row % rows * outputs + n] + shift;
+      return n % 7 == 5 ? INT32_MIN : n % 7 == 6 ? INT32_MAX : static_cast<int32_t>(tie);
     });
-    Array<uint32_t> out(rows * ((outputs + 31) / 32));
-    Array<int32_t> out_sums(rows);
+  }
+
+  // `edges` says which of until (1), lower (2) and lower_until (4) there are.
+  void run_bits(Suite& suite, int edges = 0) {
+    Array<int32_t> threshold(outputs), until(outputs), lower(outputs), lower_until(outputs);
     filbert::LinearBinaryArgs call = args;
-    call.threshold = threshold.data();
+    call.threshold = fill_edges(threshold, 0, 0).data();
+    if (edges & 1) call.until = fill_edges(until, 1, 0).data();
+    if (edges & 2) call.lower = fill_edges(lower, 0, -2).data();
+    if (edges & 4) call.lower_until = fill_edges(lower_until, 2, 1).data();
+    Array<uint32_t> out(filbert::planes_out(call) * rows * ((outputs + 31) / 32));
+    Array<int32_t> out_sums(rows);
     call.out_words = out.data();
     call.out_sums = out_sums.data();
-    suite.run(name("bits"), {bits("words", out), bits("sums", out_sums)},
+    suite.run(name("bits") + ", edges " + std::to_string(edges),
+              {bits("words", out), bits("sums", out_sums)},
               [&] { filbert::linear_binary_cpu(call); });
   }
 
@@ -172,6 +181,12 @@ void cases(Suite& suite) {
   for (const Codes& codes : kCodes) {
     Problem(3, 31, 17, codes).run(suite);
     Problem(7, 300, 130, codes).run(suite);
+  }
+  for (int edges = 1; edges < 8; ++edges) {
+    for (int64_t outputs : {1, 31, 33, 64, 77, 130}) {
+      Problem(5, 100, outputs, kCodes[0]).run_bits(suite, edges);
+    }
+    Problem(9, 300, 70, kCodes[2], Problem::kFewLow).run_bits(suite, edges);
   }
   // A plane that is nearly empty, and one that is.
   for (int64_t rows : {1, 4, 5, 14, 30}) {
