@@ -49,6 +49,11 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 enable_language(CUDA)
 set(FILBERT_CUDA_VERSION ${CMAKE_CUDA_COMPILER_VERSION})
 # What is built is told to those who load it, by number.
+if("native" IN_LIST FILBERT_CUDA_ARCHS AND NOT CMAKE_CUDA_ARCHITECTURES_NATIVE MATCHES "^[0-9]")
+  message(FATAL_ERROR
+    "FILBERT_CUDA_ARCHS: got native, need a GPU in this machine that nvcc can see "
+    "(${CMAKE_CUDA_ARCHITECTURES_NATIVE}). Try numbers, such as \"80-real;90\".")
+endif()
 string(REPLACE "native" "${CMAKE_CUDA_ARCHITECTURES_NATIVE}" architectures "${FILBERT_CUDA_ARCHS}")
 message(STATUS "filbert: CUDA ${FILBERT_CUDA_VERSION}, architectures ${architectures}")
 
