@@ -169,7 +169,10 @@ def test_a_captured_graph_is_right_for_other_lengths(backend, dtype):
         return tiles, *attn_varlen(q, k, v, cu, cu, 4, 4, 0.2, tiles=tiles)
 
     graph = (_HostGraph if backend == "hostcuda" else _CudaGraph)(step)
-    for lengths in ([400, 0, 0, 0, 0, 0], [0] * 6, [100, 31, 7, 200, 1, 50], [16] * 6, [66] * 6):
+    for lengths in (
+        [400, 0, 0, 0, 0, 0], [0] * 6, [100, 31, 7, 200, 1, 50], [16] * 6, [66] * 6,
+        [33] * 6, [129, 129, 129, 1, 1, 1], [1, 1, 1, 1, 1, 395],
+    ):  # fmt: skip
         cu.copy_(offsets(lengths))
         q.copy_(normal(rows, heads, dim, seed=sum(lengths)))
         graph.out[1].fill_(float("nan"))

@@ -118,18 +118,71 @@ def test_plan_starts_with_the_largest_and_shares_a_single_text():
     assert len(plan([512], heads=2, threads=16)["tasks"]) >= 16
 
 
+def blocks_of(heads: int, longest: int) -> torch.Tensor:
+    """Blocks that self-attention needs for one text of 0 .. ``longest`` tokens: the rule of the
+    work list, told again."""
+    n = torch.arange(longest + 1)
+    shared = torch.where(n <= 16, 4, torch.where(n <= 32, 2, 1))  # heads to a block
+    return -(-n // 128) * -(-heads // shared)
+
+
+def self_blocks(rows: int, sequences: int, heads: int) -> int:
+    return _load.C.plan_attn_varlen_cuda(rows, sequences, heads, 64, False, True)["blocks"]
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 5, 6, 12, 13, 16])
+def test_cuda_plan_of_self_attention_is_never_too_small(heads):
+    """Against the largest sum there is over all lengths, for all small shapes: what is found one
+    sequence at a time, the rows that none owns being one more."""
+    rows, sequences = 420, 9
+    blocks = blocks_of(heads, rows)
+    most = blocks.clone()  # [rows + 1], of one sequence
+    for count in range(sequences):
+        for total in range(1, rows + 1):
+            bound = self_blocks(total, count, heads)
+            assert most[total] <= bound, (total, count)
+            # a line through two corners overshoots between them, by less than one step
+            assert bound - most[total] < heads, (total, count)
+        table = torch.full((rows + 1, rows + 1), -1)
+        for n in range(rows + 1):
+            table[n, n:] = most[: rows + 1 - n] + blocks[n]
+        most = table.amax(0)
+
+
+def test_cuda_plan_of_self_attention_for_large_batches():
+    """Random lengths, and those that make the bound: the first of each step of the rule."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(low: int, high: int, count: int = 1) -> torch.Tensor:
+        return torch.randint(low, high, (count,), generator=generator)
+
+    for trial in range(400):
+        count, heads = int(draw(1, 3000)), (1, 4, 6, 12, 16, 25)[trial % 6]
+        longest = (4, 20, 40, 150, 300, 2000)[int(draw(0, 6))]
+        lengths = draw(0, longest + 1, count)
+        if trial % 3 == 0:
+            corners = torch.tensor([0, 1, 16, 17, 32, 33, 128, 129, 256, 257])
+            share = torch.rand(10, generator=generator) ** 4
+            lengths = corners[share.multinomial(count, replacement=True, generator=generator)]
+        rest = int(draw(0, 300)) * (trial % 2)  # rows that no sequence owns
+        rows = int(lengths.sum()) + rest
+        blocks = blocks_of(heads, max(longest, 300))
+        needed = int(blocks[lengths].sum() + blocks[rest])
+        assert needed <= self_blocks(rows, count, heads), (lengths.bincount(), rest, heads)
+    # 16 tokens at most: most of the grid was for texts that could have been longer
+    assert self_blocks(32768, 3413, 12) < 0.45 * 12 * (32768 // 128 + 3414)
+
+
 @pytest.mark.parametrize("dim", [8, 32, 40, 64, 96, 128])
 @pytest.mark.parametrize("lengths", [[1], [400], [5, 0, 300, 7], [20] * 64, [129] * 9, [], [0]])
 def test_cuda_plan_has_a_block_for_every_item(lengths, dim):
     """The grid is fixed by shapes alone, and large enough for any lengths that fit them."""
     rows, heads = sum(lengths), 12
-    plan = _load.C.plan_attn_varlen_cuda(rows, len(lengths), heads, dim, False)
-    items = 0
-    for n in lengths:
-        shared = 4 if n <= 16 else 2 if n <= 32 else 1  # heads to a block
-        items += -(-n // 128) * -(-heads // shared)
-    assert plan["blocks"] >= items
+    plan = _load.C.plan_attn_varlen_cuda(rows, len(lengths), heads, dim, False, False)
     assert plan["blocks"] == (rows // 128 + len(lengths) + 1) * heads * (rows > 0)
+    items = sum(int(blocks_of(heads, n)[n]) for n in lengths)
+    own = _load.C.plan_attn_varlen_cuda(rows, len(lengths), heads, dim, False, True)
+    assert items <= own["blocks"] <= plan["blocks"]
     assert plan["threads"] == 128
     assert plan["tile_dim"] == next(width for width in (32, 64, 128) if dim <= width)
     # Q, K and V of 128 rows; 99 KiB is what a block may have on the smallest GPUs of 8.6 and 8.9
@@ -137,11 +190,11 @@ def test_cuda_plan_has_a_block_for_every_item(lengths, dim):
 
 
 def test_cuda_plan_of_float32():
-    plan = _load.C.plan_attn_varlen_cuda(100, 3, 2, 128, True)
+    plan = _load.C.plan_attn_varlen_cuda(100, 3, 2, 128, True, False)
     assert plan["shared_bytes"] <= 99 * 1024
     assert plan["blocks"] == 8
     with pytest.raises(ValueError, match="1 to 128 columns"):
-        _load.C.plan_attn_varlen_cuda(100, 3, 2, 136, False)
+        _load.C.plan_attn_varlen_cuda(100, 3, 2, 136, False, False)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ struct AttnVarlenArgs {
   int64_t rows_k;        // Tk
   int64_t sequences;     // B
   int64_t capacity;      // of tiles
+  bool self_attention;   // cu_q and cu_k are one tensor: a sequence has as many keys as queries
   int64_t heads;         // H
   int64_t dim;           // D
   int64_t window_left;   // keys visible before the query's place, or -1 for all

@@ -73,7 +73,7 @@ py::dict plan_attn_varlen(const std::vector<int32_t>& cu_q, const std::vector<in
 }
 
 py::dict plan_attn_varlen_cuda(int64_t rows_q, int64_t sequences, int64_t heads, int64_t dim,
-                               bool float32) {
+                               bool float32, bool self_attention) {
   if (rows_q < 0 || sequences < 0 || heads < 1 || dim < 1 || dim > 128) {
     throw py::value_error(
         "plan_attn_varlen_cuda: need rows and sequences of 0 or more, a head, and 1 to 128 "
@@ -86,6 +86,7 @@ py::dict plan_attn_varlen_cuda(int64_t rows_q, int64_t sequences, int64_t heads,
   args.heads = heads;
   args.dim = dim;
   args.capacity = filbert::tile_capacity(rows_q, sequences);
+  args.self_attention = self_attention;
   const filbert::cuda::LaunchPlan plan = filbert::cuda::plan_attn_varlen(args);
   py::dict result;
   result["blocks"] = plan.blocks;
@@ -155,7 +156,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("dim"), py::arg("bf16"), py::arg("threads"),
         "How attn_varlen would cut a call into tasks (sequence, head range, query range).");
   m.def("plan_attn_varlen_cuda", &plan_attn_varlen_cuda, py::arg("rows_q"), py::arg("sequences"),
-        py::arg("heads"), py::arg("dim"), py::arg("float32"),
+        py::arg("heads"), py::arg("dim"), py::arg("float32"), py::arg("self_attention"),
         "How attn_varlen would be launched on a GPU. It does not depend on sequence lengths.");
   m.def("plan_linear_binary_cuda", &plan_linear_binary_cuda, py::arg("rows"), py::arg("outputs"),
         py::arg("row_words"), py::arg("planes"), py::arg("multiprocessors"), py::arg("capability"),

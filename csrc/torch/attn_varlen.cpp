@@ -112,6 +112,8 @@ std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_s
   Tensor lse = torch::stable::new_empty(q, {heads, q.size(0)}, ScalarType::Float);
   args.sequences = cu_seqlens_q.size(0) - 1;
   args.capacity = tile_capacity(q.size(0), args.sequences);
+  args.self_attention =
+      q.size(0) == k.size(0) && cu_seqlens_q.const_data_ptr() == cu_seqlens_k.const_data_ptr();
 #if defined(FILBERT_CUDA) || defined(FILBERT_HOSTCUDA)
   if (tiles) {
     check_same_device(*tiles, q, kOp, "tiles");

@@ -144,6 +144,8 @@ def _explain_attn_varlen(
         plan = _load.C.plan_attn_varlen_cuda(
             rows_q=q.shape[0], sequences=cu_seqlens_q.shape[0] - 1, heads=q.shape[1],
             dim=padded, float32=q.dtype == torch.float32,
+            self_attention=q.shape[0] == k.shape[0]
+            and cu_seqlens_q.data_ptr() == cu_seqlens_k.data_ptr(),
         )  # fmt: skip
         return {
             "launch": f"at most {plan['blocks']:,} blocks of {plan['threads']} threads, whatever "
