@@ -186,10 +186,30 @@ def test_biases_and_windows(backend, dtype, window, alibi, biased):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("scale", [0.0, -0.3, 2.0])
-def test_any_scale(backend, scale):
-    q, k, v = qkv_views(30, 1, 16, torch.float32)
-    check(q, k, v, offsets([30]), offsets([30]), scale=scale)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [24, 128])
+def test_long_texts(backend, dtype, dim):
+    """More keys than fit side by side, at the widths that other tests of long texts leave out."""
+    lengths = [129, 70, 200]
+    q, k, v = qkv_views(sum(lengths), 1, dim, dtype)
+    check(q, k, v, offsets(lengths), offsets(lengths))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("length", [30, 150])
+@pytest.mark.parametrize("scale", [0.0, -0.3, 2.0, 1e-30])
+def test_any_scale(backend, dtype, scale, length):
+    q, k, v = qkv_views(length, 1, 16, dtype)
+    check(q, k, v, offsets([length]), offsets([length]), scale=scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("step", [0.0, 2.0, 30.0])
+def test_scores_that_rise_along_the_text(backend, dtype, step):
+    """The running maximum moves at every block of keys, at some, or hardly at all."""
+    q, k, v = (t.clone() for t in qkv_views(400, 1, 32, dtype))
+    q[..., 0], k[..., 0] = 1, step * torch.arange(400)[:, None] / 64
+    check(q, k, v, offsets([400]), offsets([400]), scale=1.0)
 
 
 def test_layouts_give_the_same_bits(backend):
@@ -299,11 +319,12 @@ def test_threads_do_not_change_bits(threads):
     assert_exact(out, alone)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", [1e6, 1e9, 1e15])
-def test_huge_scores_with_any_scale(backend, size):
+def test_huge_scores_with_any_scale(backend, dtype, size):
     """However large the scores, a row's largest keeps its weight: the scale is no power of two, so
     a maximum that was rounded differently from the score it came from would lose everything."""
-    q, k, v = qkv_views(60, 3, 32, torch.float32)
+    q, k, v = qkv_views(60, 3, 32, dtype)
     cu = offsets([25, 35])
     out, lse = attn_varlen(q * size, k, v, cu, cu, 0, 0, 32**-0.5)
     best = (q * size).double().transpose(0, 1) @ k.double().permute(1, 2, 0)

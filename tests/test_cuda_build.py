@@ -21,9 +21,11 @@ needs_nvcc = pytest.mark.skipif(
 )
 
 #: kernel -> registers a thread may have: 168 let three blocks of 128 threads or two of 192 share
-#: a multiprocessor, 255 two of 128, 128 two of 256; the row kernels live from many warps at once
+#: a multiprocessor, 255 two of 128, 128 four of 128 or two of 256; the row kernels live from many
+#: warps at once
 REGISTERS = {
-    r"attn_varlen_kernel<(fp16|bf16), (32|64), false>": 168,
+    r"attn_varlen_kernel<(fp16|bf16), 32, false>": 128,
+    r"attn_varlen_kernel<(fp16|bf16), 64, false>": 168,
     r"attn_varlen_kernel": 255,
     r"attn_varlen_f32_kernel": 168,
     r"attn_tiles_kernel": 64,

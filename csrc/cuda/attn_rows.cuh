@@ -70,13 +70,53 @@ __device__ __forceinline__ void fetch_rows(SharedRows<kDim> to, const GlobalRows
   }
 }
 
+// The same for up to kRows rows, and zeros for all others: unrolled, without a branch.
+template <typename T, int kRows, int kDim>
+__device__ __forceinline__ void fetch_block_rows(SharedRows<kDim> to, const GlobalRows<T>& from,
+                                                 int rows) {
+  constexpr int kPieces = SharedRows<kDim>::kPieces;
+  constexpr int kTurn = static_cast<int>(kAttnThreads) / kPieces;
+  static_assert(kTurn % 8 == 0, "the permutation repeats every eight rows");
+  const unsigned thread = thread_read_anew();
+  const int row = static_cast<int>(thread / kPieces);
+  const int piece = static_cast<int>(thread % kPieces);
+  const uint32_t target = to.at(row, piece);
+  const T* source = from.base + row * from.row_stride + piece * 8;
+  const int there = piece * 8 < from.dim ? rows - row : 0;
+#pragma unroll
+  for (int r = 0; r < kRows; r += kTurn) {
+    cp_async_16(target + r * SharedRows<kDim>::kBytes, source, r < there);
+    source += kTurn * from.row_stride;
+  }
+}
+
 // One warp's view of the block.
 struct Lane {
-  int warp = threadIdx.x / 32;
-  int id = threadIdx.x % 32;
-  int group = id / 4;       // the fragment row this lane holds, and that row + 8
-  int column = id % 4 * 2;  // the first of the two fragment columns it holds
+  int warp, id;
+  int group;   // the fragment row this lane holds, and that row + 8
+  int column;  // the first of the two fragment columns it holds
+
+  __device__ __forceinline__ explicit Lane(unsigned thread = threadIdx.x)
+      : warp(thread / 32), id(thread % 32), group(id / 4), column(id % 4 * 2) {}
 };
+
+// One warp starts copying up to 16 rows, and zeros for the others of 16.
+template <typename T, int kDim>
+__device__ __forceinline__ void fetch_strip(SharedRows<kDim> to, const GlobalRows<T>& from,
+                                            int rows, const Lane& lane) {
+  constexpr int kPieces = SharedRows<kDim>::kPieces, kTurn = 32 / kPieces;
+  const int row = lane.id / kPieces, piece = lane.id % kPieces;
+  const uint32_t target = to.at(row, piece);
+  const T* source = from.base + row * from.row_stride + piece * 8;
+  const int there = piece * 8 < from.dim ? rows - row : 0;
+#pragma unroll
+  for (int r = 0; r < kStrip; r += kTurn) {
+    // `row` is less than kTurn, a power of two: the permutation of row + r is that of both, XORed.
+    const uint32_t turned = target ^ static_cast<uint32_t>(kTurn < 8 ? r % 8 * 16 : 0);
+    cp_async_16(turned + r * SharedRows<kDim>::kBytes, source, r < there);
+    source += kTurn * from.row_stride;
+  }
+}
 
 // The strip's rows of Q as operand A, 16 columns from `step * 16`.
 template <int kDim>

@@ -10,7 +10,7 @@ namespace cuda {
 
 template <typename T, int kDim>
 void launch_attn_varlen(const AttnVarlenArgs& args, const LaunchPlan& plan, Stream stream) {
-  if (ScoreBias::any(args)) {
+  if (ScoreBias::any(args) || !keeps_order(args.scale)) {
     launch("attn_varlen (biased)", attn_varlen_kernel<T, kDim, true>, plan, stream, args);
   } else {
     launch("attn_varlen", attn_varlen_kernel<T, kDim, false>, plan, stream, args);

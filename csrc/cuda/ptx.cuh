@@ -100,8 +100,8 @@ __device__ __forceinline__ void store_16(void* to, uint4 value) {
                : "memory");
 }
 
-// Copies 16 bytes to shared memory in the background, or writes 16 zeros if not `valid`; `from` has
-// to be a readable address even then. Both sides are aligned to 16.
+// Copies 16 bytes to shared memory in the background, or writes 16 zeros if not `valid`: then
+// `from` is not read, and may be any address. Both sides are aligned to 16.
 __device__ __forceinline__ void cp_async_16(uint32_t to, const void* from, bool valid) {
   const int bytes = valid ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
