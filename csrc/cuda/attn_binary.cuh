@@ -30,14 +30,16 @@ struct BitSpan {
   const uint32_t* base;
   int64_t stride;
 
-  // Starts copying `rows` of them, `words` words each. The block's threads take four words at a
-  // time.
-  __device__ __forceinline__ void fetch(uint32_t to, int row_bytes, int rows, int words) const {
+  // Starts copying `rows` of them, `words` words each, to the places that `place` gives them. The
+  // block's threads take four words at a time.
+  template <typename Place>
+  __device__ __forceinline__ void fetch(uint32_t to, int row_bytes, int rows, int words,
+                                        Place place) const {
     const int pieces = (words + 3) / 4;
     const bool whole = reinterpret_cast<uintptr_t>(base) % 16 == 0 && (stride | words) % 4 == 0;
     for (int i = threadIdx.x; i < rows * pieces; i += blockDim.x) {
       const int row = i / pieces, piece = i % pieces;
-      const uint32_t target = to + row * row_bytes + piece * 16;
+      const uint32_t target = to + place(row) * row_bytes + piece * 16;
       const uint32_t* from = base + row * stride + piece * 4;
       if (whole) {
         fetch_piece(target, from, words - piece * 4, base);
@@ -77,10 +79,10 @@ __device__ __forceinline__ void attend(const AttnBinaryArgs& args, const BitTile
         const int keys = smaller(kBitKeys, tile.keys.length - first);
         __syncthreads();  // nobody reads the last ones any more
         const BitSpan some{k.base + first * k.stride, k.stride};
-        some.fetch(memory.keys, memory.row_bytes, keys, turn_words);
+        some.fetch(memory.keys, memory.row_bytes, keys, turn_words, [](int row) { return row; });
         if (with_values) {
           const BitSpan values{v.base + first * v.stride, v.stride};
-          values.fetch(memory.values, memory.row_bytes, keys, turn_words);
+          values.fetch(memory.values, memory.row_bytes, keys, turn_words, value_place);
         }
         cp_async_commit();
         cp_async_wait<0>();

@@ -30,6 +30,11 @@ __device__ __forceinline__ uint32_t transpose_bits_32x32(uint32_t x, int lane) {
   return x;
 }
 
+// Where the row of values of key 8 n + c lies in shared memory: at 8 n + (c ^ 2 n % 8). Lanes that
+// transpose read the keys 8 n + c of all n at once, and rows are an odd number of 16 bytes apart,
+// so that without this all of them would lie in one bank.
+__device__ __forceinline__ int value_place(int key) { return key ^ (key / 4 & 6); }
+
 // The block's shared memory, in this order.
 struct BitAttnMemory {
   int row_bytes;  // of a key or value
@@ -133,20 +138,36 @@ struct BitHead {
     return real;
   }
 
+  // A head's words of one row; in one piece where it fills the tile's, and is aligned therefore.
+  __device__ __forceinline__ void load_words(uint32_t (&to)[kWords], uint32_t from) const {
+    if (words == kWords && kWords == 2) {
+      const uint2 two = load_shared_8(from);
+      to[0] = two.x, to[1] = two.y;
+    } else if (words == kWords) {
+      const uint4 four = load_shared_16(from);
+      to[0] = four.x, to[1] = four.y, to[kWords - 2] = four.z, to[kWords - 1] = four.w;
+    } else {
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) to[w] = w < words ? load_shared_4(from + w * 4) : 0;
+    }
+  }
+
   // Transposes the values in shared memory into `to`, keys in the lanes' order: lane c of a word's
   // 32 channels gets the four words of its channel.
   __device__ __forceinline__ void transpose_values(uint32_t to) const {
     const int id = static_cast<int>(thread_read_anew() % 32), key = id / 2 * 8 + id % 2;
+    uint32_t values[4][kWords];  // of keys `key`, + 2, + 4, + 6
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+      load_words(values[t], value_at + value_place(key + 2 * t) * row_bytes);
+    }
     __syncwarp();  // nobody reads the last ones any more
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
       if (w < words) {
         uint32_t four[4];
 #pragma unroll
-        for (int t = 0; t < 4; ++t) {
-          const uint32_t value = load_shared_4(value_at + (key + 2 * t) * row_bytes + w * 4);
-          four[t] = transpose_bits_32x32(value, id);
-        }
+        for (int t = 0; t < 4; ++t) four[t] = transpose_bits_32x32(values[t][w], id);
         store_shared_16(to + (w * 32 + id) * 16, {four[0], four[1], four[2], four[3]});
       }
     }
