@@ -33,6 +33,7 @@ from filbert.nn import (
     BinaryEmbedding,
     BinaryEncoder,
     LinearBinary,
+    MixedAttention,
     RowPacker,
 )
 from tolerances import assert_exact
@@ -200,6 +201,20 @@ def test_texts_without_tokens(model):
     assert (out.pooler_output[2] == 0).all()
     assert (out.pooler_output[[0, 1, 3, 4]] != 0).any(1).all()
     assert run(model, torch.ones(0, 9, dtype=torch.long)).last_hidden_state.shape == (0, 9, HIDDEN)
+
+
+def test_a_rounded_softmax_some_sequences_at_a_time(monkeypatch):
+    """As for all at once, whatever the mask; a text alone is the text in a batch."""
+    few = made("binarybert", {})
+    ids = torch.arange(45).view(5, 9) % SIZES["vocab"]
+    whole = run(few, ids, MASK)
+    monkeypatch.setattr(MixedAttention, "SCORES_AT_A_TIME", 1)
+    for ours, expected in zip(run(few, ids, MASK), whole, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    alone = run(few, ids[1:2, :4]).last_hidden_state
+    torch.testing.assert_close(alone, whole[0][1:2, :4], rtol=1e-5, atol=1e-5)
+    assert (whole[0][2] == 0).all()
+    assert whole[0].isfinite().all()
 
 
 def test_encoder_by_itself(model):
