@@ -153,13 +153,16 @@ void shapes(Suite& suite, DType dtype) {
   Shape every{dtype, {}, {}, 1, 16};
   for (int length = 1; length <= 40; ++length) every.lengths_q.push_back(length);
   Problem(every).run(suite, "every length");
-  for (int64_t dim = 8; dim <= 128; dim += 8) {
-    Problem({dtype, {1, 19, 35}, {}, 2, dim}).run(suite, "every head size");
+  for (int64_t dim = 1; dim <= filbert::kAttnMaxDim; ++dim) {
+    // All of a few vectors; then one below, at and above their multiples.
+    const bool edge = dim % 32 <= 1 || dim % 32 == 31 || dim % 50 == 0;
+    if (dim <= 40 || edge) Problem({dtype, {1, 6, 33}, {}, 2, dim}).run(suite, "head sizes");
   }
-  for (int keys : {511, 512, 513, 1030}) {
-    Problem({dtype, {2}, {keys}, 1, 16}).run(suite, "edges of key blocks");
+  for (int keys : {127, 128, 129, 257, 511, 512, 513, 1030}) {
+    Problem({dtype, {2}, {keys}, 1, 16}).run(suite, "edges of sums and key blocks");
   }
   Problem({dtype, {5, 0, 1, 70, 17, 3}, {}, 3, 24, 3, 8}).run(suite, "ragged");
+  Problem({dtype, {5, 0, 1, 70, 17, 3}, {}, 3, 13, 3, 1}).run(suite, "ragged, odd strides");
   Problem({dtype, {0, 0}, {}, 2, 16, 1}).run(suite, "all empty");
   Problem({dtype, {5, 33, 12}, {}, 2, 24, 0, 8, true}).run(suite, "one head after the other");
   Problem({dtype, {1, 7, 0, 33, 4}, {9, 3, 5, 70, 0}}).run(suite, "other keys than queries");
@@ -211,15 +214,18 @@ void extremes(Suite& suite, DType dtype) {
   own.k.set(15 * 16, NAN);
   own.run(suite, "a NaN among its own");
 
-  // Neighbours full of NaN: whatever is read past a sequence's end shows.
-  Problem between({dtype, {7, 33, 12, 45, 3}, {}, 2, 24, 2});
-  for (Floats* one : {&between.q, &between.k, &between.v}) {
-    for (int64_t row = 0; row < between.rows_q; ++row) {
-      const bool kept = (row >= 7 && row < 40) || (row >= 52 && row < 97);
-      for (int64_t i = 0; i < 48 && !kept; ++i) one->set(row * 48 + i, NAN);
+  // Sequences, heads and gaps around full of NaN: whatever is read past an end shows.
+  for (int64_t dim : {24, 27}) {
+    Problem between({dtype, {7, 33, 12, 45, 3}, {}, 3, dim, 2, 5});
+    for (Floats* one : {&between.q, &between.k, &between.v}) {
+      for (int64_t i = 0; i < one->count(); ++i) {
+        const int64_t row = i / between.row_stride(), head = i % between.row_stride() / dim;
+        const bool kept = (row >= 7 && row < 40) || (row >= 52 && row < 97);
+        if (!kept || head != 1) one->set(i, NAN);
+      }
     }
+    between.run(suite, "between NaN");
   }
-  between.run(suite, "neighbours of NaN");
 }
 
 void cases(Suite& suite) {
