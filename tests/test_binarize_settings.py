@@ -183,6 +183,16 @@ def test_own_clips_of_query_key_and_value():
     torch.testing.assert_close(attention.scales, torch.tensor([1.0, 2.0, 3.0, 1.0]) / 127)
 
 
+def test_some_of_the_scales_of_attention_are_refused():
+    whole = checkpoint("binarybert")
+    name = "bert.encoder.layer.0.attention.self.clip_key"
+    for entry in (None, torch.tensor([-2.5, 2.5])):
+        state = {key: t for key, t in whole.items() if key != name}
+        if entry is not None:
+            state[name] = entry
+        assert "clip_*: got some, need four" in refused(state, config=FEW_BITS, approximate=True)
+
+
 def test_an_ordinary_model_has_scales_of_each_row():
     """Nothing was published about it: filbert's own rule, and no approximation of another."""
     model = build("bert", hidden_size=64, num_attention_heads=2)

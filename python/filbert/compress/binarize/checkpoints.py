@@ -283,14 +283,15 @@ def _read_layer(reader: Reader, name: str) -> LatentLayer:
     clips: tuple[float, ...] | None = None
     if options["scheme"] != "bibert" and not options["rows"]:
         read = [reader.scale(f"{attention}.clip_{n}") for n in ("query", "key", "value", "attn")]
-        scales, found = tuple(scale for scale, _ in read), [clip for _, clip in read]
+        scales = tuple(scale for scale, _ in read)
+        found = [clip for _, clip in read if clip is not None]
         if options["scheme"] == "bit" and None in scales:
             reader.reasons.append(f"{attention}.clip_*: got nothing, need four scales")
-        elif None not in found:
-            clips = tuple(min(clip, 1.0) if n == 3 else clip for n, clip in enumerate(found))
+        elif len(found) == 4:
+            clips = (*found[:3], min(found[3], 1.0))  # no probability is above 1
             levels = (*[2 ** (options["bits"] - 1) - 1] * 3, prob_levels(options))
             scales = tuple(clip / high for clip, high in zip(clips, levels, strict=True))
-        elif len({scale is None for scale in scales}) > 1:
+        elif found or len({scale is None for scale in scales}) > 1:
             reader.reasons.append(f"{attention}.clip_*: got some, need four scales, clips or none")
     return LatentLayer(
         query=reader.linear(f"{attention}.query"), key=reader.linear(f"{attention}.key"),
