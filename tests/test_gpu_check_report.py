@@ -170,7 +170,7 @@ def test_the_plan_measures_every_aim_and_fits_the_time_in_order():
 
 
 @pytest.mark.parametrize("bench", benches.rehearsal(every=True), ids=lambda bench: bench.name)
-def test_every_bench_that_compiles_nothing_runs_as_on_a_gpu(bench, tmp_path):
+def test_every_case_of_the_plan_runs_as_on_a_gpu(bench, tmp_path):
     """The whole road of ``--device cuda``, from the command line to the file, on the CPU."""
     path = tmp_path / "report.json"
     with rehearsal.no_gpu_needed():
