@@ -90,7 +90,8 @@ def test_every_row_is_its_text_alone(
     run_job(job)
     texts = job.input.read_text(encoding="utf-8").splitlines()
     expected = by_hand(job.model, texts, pooling, normalize)
-    np.testing.assert_allclose(np.load(job.output), expected, rtol=0, atol=4e-6)
+    # Values of about 2, and transformers' own rows move by 2.4e-6 with their padding on AVX-512.
+    np.testing.assert_allclose(np.load(job.output), expected, rtol=0, atol=5e-6)
 
 
 def test_minilm_follows_its_own_recipe() -> None:
