@@ -16,7 +16,7 @@ import filbert
 from filbert.cli import main
 from tiny_model import python_command, python_environment, save_tiny_bert, sentence
 
-ROWS = 10_000
+ROWS = 6_500
 
 
 @pytest.fixture(scope="module")
