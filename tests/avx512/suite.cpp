@@ -101,6 +101,12 @@ double Floats::at(int64_t i) const {
   return value;
 }
 
+std::vector<double> Floats::values() const {
+  std::vector<double> all(count_);
+  for (int64_t i = 0; i < count_; ++i) all[i] = at(i);
+  return all;
+}
+
 void Floats::set(int64_t i, double value) {
   const float narrow = static_cast<float>(value);
   if (dtype_ == DType::kFloat32) {

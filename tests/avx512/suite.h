@@ -30,6 +30,7 @@ class Floats : public Guarded {
   int64_t count() const { return count_; }
   void* data() const { return begin(); }
   double at(int64_t i) const;
+  std::vector<double> values() const;
   void set(int64_t i, double value);  // rounded to the type
   Floats& fill(const std::function<double(int64_t)>& value) {
     for (int64_t i = 0; i < count_; ++i) set(i, value(i));

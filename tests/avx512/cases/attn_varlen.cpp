@@ -28,6 +28,7 @@ struct Problem {
   Floats q, k, v;
   Array<int32_t> cu_q, cu_k;
   Array<float> slopes, key_bias;
+  std::vector<double> wide_q, wide_k, wide_v;  // q, k and v once more, for the float64 answer
   filbert::AttnVarlenArgs args{};
 
   static int64_t total(const std::vector<int>& lengths, int64_t orphans) {
@@ -94,18 +95,20 @@ struct Problem {
     const int64_t distance = j - (i + len_k - len_q);
     if (args.window_left >= 0 && distance < -args.window_left) return -HUGE_VAL;
     if (args.window_right >= 0 && distance > args.window_right) return -HUGE_VAL;
+    const double* query = &wide_q[(cu_q[s] + i) * args.q_row + head * args.q_head];
+    const double* key = &wide_k[(cu_k[s] + j) * args.k_row + head * args.k_head];
     double sum = 0;
-    for (int64_t d = 0; d < shape.dim; ++d) {
-      sum += q.at((cu_q[s] + i) * args.q_row + head * args.q_head + d) *
-             k.at((cu_k[s] + j) * args.k_row + head * args.k_head + d);
-    }
+    for (int64_t d = 0; d < shape.dim; ++d) sum += query[d] * key[d];
     sum *= args.scale;
     if (args.alibi_slopes) sum -= double{slopes[head]} * std::llabs(distance);
     if (args.key_bias) sum += key_bias[cu_k[s] + j];
     return sum;
   }
 
-  void exact(std::vector<double>& out, std::vector<double>& lse) const {
+  void exact(std::vector<double>& out, std::vector<double>& lse) {
+    wide_q = q.values();
+    wide_k = k.values();
+    wide_v = v.values();
     out.assign(rows_q * shape.heads * shape.dim, 0.0);
     lse.assign(shape.heads * rows_q, -HUGE_VAL);
     for (int64_t s = 0; s < args.sequences; ++s) {
@@ -130,8 +133,9 @@ struct Problem {
     if (sum == 0) return;
     lse = std::log(sum) + top;
     for (size_t j = 0; j < weights.size(); ++j) {
-      const int64_t at = (cu_k[s] + j) * args.v_row + head * args.v_head;
-      for (int64_t d = 0; d < shape.dim; ++d) out[d] += weights[j] / sum * v.at(at + d);
+      const double* value = &wide_v[(cu_k[s] + j) * args.v_row + head * args.v_head];
+      const double weight = weights[j] / sum;
+      for (int64_t d = 0; d < shape.dim; ++d) out[d] += weight * value[d];
     }
   }
 
