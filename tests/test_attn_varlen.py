@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from cases import DTYPES, LENGTHS, normal, offsets
-from conftest import BACKENDS
 from filbert import attn_varlen, ops, reference
 from once import once
 from tolerances import assert_close_to_native, assert_exact
@@ -127,9 +126,6 @@ def test_nothing_past_the_last_row_is_read():
     assert run.stdout.endswith("done\n"), f"ended with {run.returncode} after {run.stdout[-80:]}"
 
 
-@pytest.mark.parametrize(
-    "backend", [b for b in BACKENDS if b.startswith("cpu")], indirect=True
-)  # the float32 CUDA kernel adds all keys in one chain
 @pytest.mark.parametrize("slope", [None, 0.003, 0.3])
 @pytest.mark.parametrize("lengths", [(16, 2000), (512, 256)], ids=str)
 def test_errors_do_not_grow_with_the_number_of_keys(backend, lengths, slope):

@@ -49,7 +49,7 @@ __device__ __forceinline__ void attend_f32(const AttnVarlenArgs& args, const Att
   const ScoreBias bias(args, work, head);
   const bool biased = ScoreBias::any(args);
 
-  float top[kF32Rows], sum[kF32Rows], out[kF32Rows][kF32Columns] = {};
+  float top[kF32Rows], sum[kF32Rows], rescale[kF32Rows], out[kF32Rows][kF32Columns] = {};
 #pragma unroll
   for (int r = 0; r < kF32Rows; ++r) top[r] = -INFINITY, sum[r] = 0.0f;
   copy_rows(q, dim, args.q, work.q_row + first, args.q_row, head * args.q_head, work.rows - first,
@@ -84,24 +84,34 @@ __device__ __forceinline__ void attend_f32(const AttnVarlenArgs& args, const Att
       if (lane >= keys) score = -INFINITY;
       const float top_now = fmaxf(top[r], warp_max(score));
       const float shift = top_now == -INFINITY ? 0.0f : top_now;
-      const float rescale = expf(top[r] - shift), weight = expf(score - shift);
-      sum[r] = sum[r] * rescale + sum_over_warp(weight);
+      const float weight = expf(score - shift);
+      rescale[r] = expf(top[r] - shift);
+      sum[r] = sum[r] * rescale[r] + sum_over_warp(weight);
       top[r] = top_now;
       weights[r * kF32Keys + lane] = weight;
-#pragma unroll
-      for (int c = 0; c < kF32Columns; ++c) out[r][c] *= rescale;
     }
     __syncwarp();  // a lane needs the weights of all keys
-    for (int j = 0; j < keys; ++j) {
+    // These keys are added up by themselves and then once to those before: one chain over all keys
+    // would round as often as there are keys. Past the last key weights and values are 0.
 #pragma unroll
-      for (int c = 0; c < kF32Columns; ++c) {
-        if (lane + 32 * c >= dim) continue;
-        const float value = v[j * stride + lane + 32 * c];
+    for (int c = 0; c < kF32Columns; ++c) {
+      if (lane + 32 * c >= dim) continue;
+      const float* values = v + lane + 32 * c;
+      float part[kF32Rows] = {};
+      for (int j = 0; j < keys; j += 4) {
+        const float x[4] = {values[j * stride], values[(j + 1) * stride], values[(j + 2) * stride],
+                            values[(j + 3) * stride]};
 #pragma unroll
         for (int r = 0; r < kF32Rows; ++r) {
-          out[r][c] = fmaf(weights[r * kF32Keys + j], value, out[r][c]);
+          const float4 w = *reinterpret_cast<const float4*>(weights + r * kF32Keys + j);
+          part[r] = fmaf(w.x, x[0], part[r]);
+          part[r] = fmaf(w.y, x[1], part[r]);
+          part[r] = fmaf(w.z, x[2], part[r]);
+          part[r] = fmaf(w.w, x[3], part[r]);
         }
       }
+#pragma unroll
+      for (int r = 0; r < kF32Rows; ++r) out[r][c] = fmaf(out[r][c], rescale[r], part[r]);
     }
   }
 #pragma unroll
