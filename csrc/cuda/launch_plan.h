@@ -140,7 +140,8 @@ inline LinearBinaryPlan plan_linear_binary(const LinearBinaryArgs& args, int64_t
   const BinaryTileSize& tile = small ? kBinarySmallTile : kBinaryLargeTile;
   const int64_t stages = ceil_div(args.row_words, kBinaryChunkWords) * args.planes;
   const int64_t stage_bytes = (tile.rows + tile.outputs) * kBinaryChunkWords * 4;
-  return {true, tile, {blocks(tile), tile.threads, (stages > 1 ? 2 : 1) * stage_bytes}};
+  const int64_t terms = (3 * tile.outputs + 2 * tile.rows) * 4;
+  return {true, tile, {blocks(tile), tile.threads, terms + (stages > 1 ? 2 : 1) * stage_bytes}};
 }
 
 // attn_binary: a block takes some query rows of one sequence, and a warp a head of them.

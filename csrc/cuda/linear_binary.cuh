@@ -217,7 +217,9 @@ __device__ __forceinline__ void write_tile(const LinearBinaryArgs& args, int row
                                            const WarpCounts<Tiling>& counts, int, int,
                                            const BitLane&, Bit) {
   constexpr int kPlaneBytes = Tiling::kRows * (Tiling::kOutputs / 8);
-  char* memory = shared_memory();  // [2][kRows][kOutputs / 8] bytes: upper bits, lower bits
+  using Terms = TileTerms<Tiling, true>;
+  // [2][kRows][kOutputs / 8] bytes where stages were: upper bits, lower bits
+  char* memory = shared_memory() + Terms::kBytes;
   const bool two = two_planes(args);
 #pragma unroll 1
   for (int number = 0; number < BitEdge::kCount; ++number) {
@@ -232,16 +234,17 @@ __device__ __forceinline__ void write_tile(const LinearBinaryArgs& args, int row
     uint32_t bits[Tiling::kStrips][2] = {};
 #pragma unroll
     for (int c = 0; c < Tiling::kColumns; ++c) {
-      int limit[4];
+      const int first = (warp_tile + c) * kTileWidth + place * 4;
+      int limit[4], column[4];
+      Terms::read(column, Terms::columns(), first);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        limit[i] = edge.limit(args, output + (warp_tile + c) * kTileWidth + place * 4 + i);
-      }
+      for (int i = 0; i < 4; ++i) limit[i] = edge.limit(args, output + first + i, column[i]);
 #pragma unroll
       for (int s = 0; s < Tiling::kStrips; ++s) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const RowTerm term(args, row + warp_row + s * 16 + half * 8 + group);
+          const RowTerm term(2 * args.step,
+                             Terms::rows()[warp_row + s * 16 + half * 8 + group].minus);
           uint32_t four = 0;
 #pragma unroll
           for (int i = 3; i >= 0; --i) {
@@ -298,22 +301,30 @@ template <typename Tiling, typename T>
 __device__ __forceinline__ void write_tile(const LinearBinaryArgs& args, int row, int output,
                                            const WarpCounts<Tiling>& counts, int warp_row,
                                            int warp_tile, const BitLane& lane, T) {
+  using Terms = TileTerms<Tiling, false>;
   const NumberWriter<T> writer(args);
 #pragma unroll
   for (int c = 0; c < Tiling::kColumns; ++c) {
-    const int first = output + (warp_tile + c) * kTileWidth + lane.place * 4;
-    const NumberTerms<4> terms(args, first);
+    const int first = (warp_tile + c) * kTileWidth + lane.place * 4;
+    float alpha[4], bias[4];
+    int column[4];
+    Terms::read(column, Terms::columns(), first);
+    Terms::read(alpha, Terms::alphas(), first);
+    Terms::read(bias, Terms::biases(), first);
+    const NumberTerms<4> terms(alpha, bias, column);
 #pragma unroll
     for (int s = 0; s < Tiling::kStrips; ++s) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int r = row + warp_row + s * 16 + half * 8 + lane.group;
-        const RowTerm term(args, r);
-        const float scale = row_scale(args, r);
+        const int r = warp_row + s * 16 + half * 8 + lane.group;
+        const typename Terms::Row own = Terms::rows()[r];
+        const RowTerm term(2 * args.step, own.minus);
         float values[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) values[i] = terms(i, term(counts.at(s, c, half, i)), scale);
-        writer.write(r, first, values);
+        for (int i = 0; i < 4; ++i) {
+          values[i] = terms(i, term(counts.at(s, c, half, i)), own.scale);
+        }
+        writer.write(row + r, output + first, values);
       }
     }
   }
@@ -325,7 +336,8 @@ __global__ void __launch_bounds__(Tiling::kThreads, 512 / Tiling::kThreads)
     linear_binary_kernel(const __grid_constant__ LinearBinaryArgs args) {
   const BitLane lane;
   const TileOperands<Tiling> operands(args);
-  const uint32_t memory = shared_address(shared_memory());
+  using Terms = TileTerms<Tiling, is_bit<Out>>;
+  const uint32_t memory = shared_address(shared_memory()) + Terms::kBytes;
   const auto stage_at = [memory](int number) {
     return Stage<Tiling>{memory + number % 2 * Stage<Tiling>::kBytes};
   };
@@ -344,6 +356,7 @@ __global__ void __launch_bounds__(Tiling::kThreads, 512 / Tiling::kThreads)
     cp_async_commit();
   };
   fetch_next(0);
+  Terms::load(args, operands.row(), operands.output());
   for (int stage = 0; stage < stages; ++stage) {
     fetch_next(stage + 1);
     cp_async_wait<1>();
@@ -361,6 +374,7 @@ __global__ void __launch_bounds__(Tiling::kThreads, 512 / Tiling::kThreads)
     __syncthreads();  // nobody reads it any more
   }
   cp_async_wait<0>();
+  if (stages == 0) __syncthreads();  // without inputs nothing has waited for the terms
   write_tile<Tiling>(args, operands.row(), operands.output(), counts, warp_row, warp_tile, lane,
                      Out{});
 }

@@ -10,10 +10,17 @@ namespace cuda {
 // Instantiates a kernel whose outputs are bits, where others have the type of their numbers.
 struct Bit {};
 
+template <typename Out>
+constexpr bool is_bit = false;
+template <>
+constexpr bool is_bit<Bit> = true;
+
 // Of a row: P becomes signed(P) = step * (2 P - sum), and all that is missing to the dot product is
 // the column's own low * total.
 struct RowTerm {
   int factor, minus;
+
+  __device__ __forceinline__ RowTerm(int factor, int minus) : factor(factor), minus(minus) {}
 
   __device__ __forceinline__ RowTerm(const LinearBinaryArgs& args, int row)
       : factor(2 * args.step), minus(row < args.rows ? args.step * args.sums[row] : 0) {}
@@ -51,8 +58,12 @@ struct BitEdge {
   // most 30 bits, is moved to this side of the comparison; where the difference is beyond what
   // signed(P) can be, it is cut off. Past the last output: never a one.
   __device__ __forceinline__ int limit(const LinearBinaryArgs& args, int n) const {
+    return n < args.outputs ? limit(args, n, args.low * args.totals[n]) : limit(args, n, 0);
+  }
+  // The same where the column's term is known.
+  __device__ __forceinline__ int limit(const LinearBinaryArgs& args, int n, int column) const {
     if (n >= args.outputs) return below ? -kNeverReached : kNeverReached;
-    const int limit = subtract_saturated(limits[n], args.low * args.totals[n]);
+    const int limit = subtract_saturated(limits[n], column);
     return limit < -kNeverReached ? -kNeverReached : limit > kNeverReached ? kNeverReached : limit;
   }
 
@@ -85,6 +96,15 @@ struct NumberTerms {
       alpha[i] = inside ? args.alpha[first + i] : 0.0f;
       bias[i] = inside && args.bias ? args.bias[first + i] : 0.0f;
       column[i] = inside ? args.low * args.totals[first + i] : 0;
+    }
+  }
+
+  __device__ __forceinline__ NumberTerms(const float (&alpha_)[kOutputs],
+                                         const float (&bias_)[kOutputs],
+                                         const int (&column_)[kOutputs]) {
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) {
+      alpha[i] = alpha_[i], bias[i] = bias_[i], column[i] = column_[i];
     }
   }
 
@@ -165,6 +185,57 @@ struct NumberWriter {
     for (int i = 0; i < 4; ++i) {
       if (first + i < args.outputs) to[i] = four.values[i];
     }
+  }
+};
+
+// What the tile's outputs and rows add to its counts, at the start of shared memory: read from
+// global memory once, while the first stage is on its way, and not by every warp for each of its
+// fragments.
+template <typename Tiling, bool kBits>
+struct TileTerms {
+  struct Row {
+    int minus;    // step * sum
+    float scale;  // of numbers
+  };
+  static constexpr int kBytes = (3 * Tiling::kOutputs + 2 * Tiling::kRows) * 4;
+  static_assert(kBytes % 128 == 0, "stages lie behind");
+
+  static __device__ __forceinline__ int* columns() {
+    return reinterpret_cast<int*>(shared_memory());
+  }
+  static __device__ __forceinline__ float* alphas() {
+    return reinterpret_cast<float*>(shared_memory()) + Tiling::kOutputs;
+  }
+  static __device__ __forceinline__ float* biases() { return alphas() + Tiling::kOutputs; }
+  static __device__ __forceinline__ Row* rows() {
+    return reinterpret_cast<Row*>(biases() + Tiling::kOutputs);
+  }
+
+  // Reads those of the tile that begins at `row` and `output`; 0 for what is not there.
+  static __device__ __forceinline__ void load(const LinearBinaryArgs& args, int row, int output) {
+    for (int i = threadIdx.x; i < Tiling::kOutputs; i += Tiling::kThreads) {
+      const int n = output + i;
+      const bool inside = n < args.outputs;
+      columns()[i] = inside ? args.low * args.totals[n] : 0;
+      if (kBits) continue;
+      alphas()[i] = inside ? args.alpha[n] : 0.0f;
+      biases()[i] = inside && args.bias ? args.bias[n] : 0.0f;
+    }
+    for (int i = threadIdx.x; i < Tiling::kRows; i += Tiling::kThreads) {
+      const RowTerm term(args, row + i);
+      rows()[i] = {term.minus, kBits ? 1.0f : row_scale(args, row + i)};
+    }
+  }
+
+  // Four neighbouring values from number `i` on, a multiple of 4.
+  template <typename T>
+  static __device__ __forceinline__ void read(T (&to)[4], const T* from, int i) {
+    struct alignas(16) Values {
+      T four[4];
+    };
+    const Values values = *reinterpret_cast<const Values*>(from + i);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) to[j] = values.four[j];
   }
 };
 
