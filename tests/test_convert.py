@@ -81,16 +81,16 @@ def test_converting_inside_inference_mode_leaves_no_trace():
 
 
 def test_no_second_copy_of_the_weights():
-    """The dense weights are gone after conversion: the skeleton's are empty."""
+    """The dense weights are gone after conversion: the skeleton's are placeholders, or views."""
     model = build("bert")
     linears = [m for m in model.encoder.modules() if isinstance(m, nn.Linear)]
     storages = [weakref.ref(m.weight.untyped_storage()) for m in linears]
     convert(model)
     gc.collect()
     encoder = swapped(model)
-    assert all(m.weight.numel() == 0 for m in linears)
     kept = {m.backend for m in encoder.modules() if isinstance(m, PackedLinear)}
     if "linear" not in kept:
+        assert all(m.weight.untyped_storage().nbytes() < m.weight.nbytes / 10 for m in linears)
         assert all(ref() is None for ref in storages)
     assert encoder.is_packed
 

@@ -79,8 +79,6 @@ class Writer:
 
     def __init__(self, job: EmbedJob, locks: bool) -> None:
         context = multiprocessing.get_context("forkserver")
-        # What takes time to import; the server does not find the tests themselves.
-        context.set_forkserver_preload(["filbert.embedding", "pytest", "torch", "tqdm"])
         self.job = job
         self.pipe, child = context.Pipe()
         self.process = context.Process(target=writer, args=(job, locks, child))

@@ -131,7 +131,7 @@ def bits(device: str) -> Iterator[Outcome]:
             got = ops.linear_binary_bits(
                 *own, *there, step=step, low=low, until=until, lower=lower, lower_until=lower_until
             )
-            yield same(f"codes of linear_binary_bits {name} to {outputs}", got, right)
+            yield same(f"linear_binary_bits to codes, {name} to {outputs}", got, right)
             ones = torch.ones(outputs)
             right = (reference.linear_binary(*planes, tiles, totals, ones, None, None, step, low),)
             got = ops.linear_binary(*own, *there[:2], ones.to(device), step=step, low=low)

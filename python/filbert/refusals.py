@@ -81,7 +81,7 @@ def below_autograd() -> AbstractContextManager[Any]:
     return guard
 
 
-def refuse_recording(who: str, x: Tensor, advice: str) -> None:
+def refuse_recording(who: str, x: Tensor | None, advice: str) -> None:
     """Raises if the call is being recorded, to be replayed later on other inputs.
 
     Raises:

@@ -260,6 +260,8 @@ class SwappedEncoder(PackedEncoder):
             if name == "config" and hasattr(original, "config"):
                 return original.config
             if hasattr(original, name):
+                if torch.compiler.is_exporting():  # it looks its parameters up before any call
+                    refuse_recording("a converted model", None, _INSTEAD)
                 raise AttributeError(
                     f"{name!r} is part of the original {type(original).__name__}, whose weights "
                     "are packed; try filbert.revert(model) first"
