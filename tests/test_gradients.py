@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from cases import normal, offsets
 from filbert import _load, ops
@@ -206,6 +207,18 @@ def test_weights_are_still_watched_after(change):
         call(model)
     model.requires_grad_(False)
     call(model)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_forward_mode_of_a_converted_model(grad):
+    model = convert(build("bert").requires_grad_(False))
+    x = torch.randn(1, 4, 48)
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(RuntimeError, match="inference only: the input has a tangent"):
+            model(inputs_embeds=dual)
+    with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match="inference only"):
+        torch.func.jvp(lambda y: model(inputs_embeds=y)[0], (x,), (torch.ones_like(x),))
 
 
 def test_an_output_of_a_frozen_model_feeds_what_is_trained():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from filbert import ops
 from filbert.convert import convert, report, revert
 from models import FAMILIES, MASKS, assert_same_state, bits, build, randomise, run, swapped, tokens
 from tolerances import assert_exact
@@ -83,6 +85,32 @@ def test_copies(dtype, how):
     revert(twin)
     assert_same_state(twin.state_dict(), state)
     assert_exact(run(model), answer)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_copies_made_in_inference_mode(how):
+    model = convert(build("bert"))
+    with torch.inference_mode():
+        if how == "deepcopy":
+            twin = copy.deepcopy(model)
+        elif how == "pickle":
+            twin = pickle.loads(pickle.dumps(model))
+        else:
+            file = io.BytesIO()
+            torch.save(model, file)
+            file.seek(0)
+            twin = torch.load(file, weights_only=False)
+    assert_exact(run(twin), run(model))
+    assert_same_state(twin.state_dict(), bits(model))
+
+
+def test_threads_that_save_at_once_save_weights():
+    """The dense weights lie in the original for a moment, which all threads share."""
+    model = convert(build("bert"))
+    expected = bits(model)
+    with ThreadPoolExecutor(4) as pool:
+        for state in pool.map(lambda _: bits(model), range(100)):
+            assert_same_state(state, expected)
 
 
 @pytest.mark.parametrize("first", [torch.float32, torch.bfloat16])
@@ -199,6 +227,8 @@ def test_a_write_in_place_is_an_error_until_weights_are_loaded(write, backend, m
             action(model)
     model.bfloat16().float()
     model.load_state_dict({"pooler.dense.bias": state["pooler.dense.bias"]}, strict=False)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict({k: torch.zeros(3, 3, 3) for k in state})
     with pytest.raises(RuntimeError, match=r"written in place.*load_state_dict"):
         run(model)
     model.load_state_dict(state)
@@ -229,6 +259,19 @@ def test_where_weights_are_not_repacked_parameters_are_views_of_them(monkeypatch
     fused = swapped(model).layers[0].query_key_value.weight
     key = dict(model.named_parameters())["encoder.layer.0.attention.self.key.weight"]
     assert key.data_ptr() == fused[48:].data_ptr()
+
+
+def test_parameters_have_no_zeros_between_odd_heads(monkeypatch):
+    """On a GPU weights are dense and hold zeros behind heads that no kernel has as they are."""
+    monkeypatch.setattr("filbert.nn.dense._why_no_onednn", lambda dtype: "for this test")
+    monkeypatch.setattr(ops, "head_dims", lambda _, own=ops.head_dims: own(torch.device("cuda")))
+    model = build("bert", hidden_size=78)
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    state = bits(model)
+    convert(model)
+    assert swapped(model).layers[0].head_padding == 6
+    assert {n: p.shape for n, p in model.named_parameters()} == shapes
+    assert_same_state(model.state_dict(), state)
 
 
 @pytest.mark.parametrize("how", ["assign", "add_module"])

@@ -30,6 +30,8 @@ class PackedEncoderConfig:
             zeros, and no time is spent on them. ``"compute"``: the hidden states that plain
             transformers computes there, of queries that see the kept keys only, for those who read
             them (ColBERT's and PyLate's query expansion); padding then costs what it costs there.
+            A text without any kept token attends to nothing; what transformers makes of such a text
+            depends on its attention implementation.
             :func:`filbert.embed` pools over kept tokens and is the same with both.
     """
 

@@ -6,6 +6,7 @@ raises where a gradient is wanted and otherwise hands the call on to the device'
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,7 +15,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["below_autograd", "refuse_gradient", "refuse_recording", "register_refusal"]
+__all__ = [
+    "below_autograd",
+    "has_tangent",
+    "refuse_gradient",
+    "refuse_recording",
+    "register_refusal",
+]
 
 
 def refuse_gradient(op: str, operands: Iterable[tuple[str, Any]]) -> None:
@@ -25,18 +32,20 @@ def refuse_gradient(op: str, operands: Iterable[tuple[str, Any]]) -> None:
         RuntimeError: gradients are recorded and a tensor requires one, or it has a tangent of
             forward-mode differentiation.
     """
-    forward_mode = forward_ad._current_level >= 0
     for name, value in operands:
         if not isinstance(value, Tensor):
             continue
-        if (value.requires_grad and torch.is_grad_enabled()) or (
-            forward_mode and forward_ad.unpack_dual(value).tangent is not None
-        ):
+        if (value.requires_grad and torch.is_grad_enabled()) or has_tangent(value):
             raise RuntimeError(
                 f"{op} is inference only: {name} requires a gradient, and the kernel has none to "
                 "give; try 'with torch.inference_mode():' (or torch.no_grad()) around the call, or "
                 f"{name}.detach()"
             )
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether forward-mode differentiation follows ``x``."""
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
 def _refusing(op: Any) -> Callable[..., Any]:
@@ -81,6 +90,15 @@ def below_autograd() -> AbstractContextManager[Any]:
     return guard
 
 
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is at work, before it calls anything too."""
+    if torch.compiler.is_exporting():
+        return True
+    # It looks a model's parameters up by name before it says so in public.
+    trace = sys.modules.get("torch.export._trace")
+    return getattr(trace, "_EXPORT_FLAGS", None) is not None
+
+
 def refuse_recording(who: str, x: Tensor | None, advice: str) -> None:
     """Raises if the call is being recorded, to be replayed later on other inputs.
 
@@ -90,7 +108,7 @@ def refuse_recording(who: str, x: Tensor | None, advice: str) -> None:
     """
     if torch.jit.is_tracing():
         how = "torch.jit.trace"
-    elif torch.compiler.is_exporting():
+    elif is_exporting():
         how = "torch.export (or ONNX export)"
     elif type(x).__name__ in ("FakeTensor", "FunctionalTensor"):
         how = f"tracing with a {type(x).__name__}"

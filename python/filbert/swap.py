@@ -8,6 +8,7 @@ linear weights are placeholders until they are asked for.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +21,7 @@ from .config import PackedEncoderConfig
 from .nn.dense_weights import DenseWeights
 from .nn.packed_encoder import LayerParts, PackedEncoder, PackedLayer
 from .nn.placeholder import Watch, placeholder
-from .refusals import below_autograd, refuse_recording
+from .refusals import below_autograd, is_exporting, refuse_recording
 
 __all__ = ["EncoderReached", "SwappedEncoder", "stop_at_encoder"]
 
@@ -119,8 +120,9 @@ class SwappedEncoder(PackedEncoder):
     def unpack_weights(self) -> None:
         """Puts every dense weight back into the original, bit for bit; drops the packed ones."""
         if self.is_packed:
-            self._fill_weights()
-            del self.packed_layers
+            with _dense_weights:
+                self._fill_weights()
+                del self.packed_layers
             self._buffers.pop(_WIDENED, None)
 
     def _show_parameters(self, written: Iterable[str]) -> None:
@@ -167,12 +169,13 @@ class SwappedEncoder(PackedEncoder):
         if not self.is_packed:
             yield self.original
             return
-        self._fill_weights()
-        try:
-            yield self.original
-        finally:
-            for linears, layer in zip(self.linears, self.layers, strict=True):
-                _hide(linears, layer)
+        with _dense_weights:
+            self._fill_weights()
+            try:
+                yield self.original
+            finally:
+                for linears, layer in zip(self.linears, self.layers, strict=True):
+                    _hide(linears, layer)
 
     # --- calls ---
 
@@ -239,7 +242,7 @@ class SwappedEncoder(PackedEncoder):
             rows = self.pack(hidden_states, batch)
             dtype = hidden_states.dtype
             if not want_states:
-                output = batch.unpack(self.forward_packed(rows, batch).to(dtype))
+                output = batch.unpack(self._run(rows, batch).to(dtype))
                 return self.convention.give(output, None, return_dict)
             states = [hidden_states]
             rows = self.layers[0].fill_up(rows)
@@ -260,7 +263,7 @@ class SwappedEncoder(PackedEncoder):
             if name == "config" and hasattr(original, "config"):
                 return original.config
             if hasattr(original, name):
-                if torch.compiler.is_exporting():  # it looks its parameters up before any call
+                if is_exporting():  # it looks its parameters up before any call
                     refuse_recording("a converted model", None, _INSTEAD)
                 raise AttributeError(
                     f"{name!r} is part of the original {type(original).__name__}, whose weights "
@@ -311,7 +314,8 @@ class SwappedEncoder(PackedEncoder):
         error_msgs: list[str],
     ) -> None:
         own = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
-        written = [name for name in self._written() if name not in own]
+        lost = self._written()
+        written = [name for name in lost if name not in own]
         self.unpack_weights()
         try:
             result = self.original.load_state_dict(
@@ -322,6 +326,7 @@ class SwappedEncoder(PackedEncoder):
                 unexpected_keys += [prefix + key for key in result.unexpected_keys]
         except RuntimeError as error:
             error_msgs.append(str(error))
+            written = lost  # which of them were loaded is not known
         finally:
             self.pack_weights(written)  # and reads the parameters anew: assign=True replaces them
 
@@ -348,8 +353,9 @@ class SwappedEncoder(PackedEncoder):
         state["_parameters"], state["_buffers"] = {}, {}
         del state["_watch"]
         if modules.pop("packed_layers", None) is not None:
-            weights = (w for layer in self.layers for w in layer.dense_weights())
-            state["weights"] = DenseWeights(weights)
+            with torch.inference_mode(False), torch.no_grad():
+                weights = (w for layer in self.layers for w in layer.dense_weights())
+                state["weights"] = DenseWeights(weights)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -358,8 +364,10 @@ class SwappedEncoder(PackedEncoder):
         super().__setstate__(state)
         if weights is not None:
             flat = (linear for linears in self.linears for linear in linears)
-            for linear, weight in zip(flat, weights, strict=True):
-                linear.weight.data = weight
+            with torch.inference_mode(False), torch.no_grad():
+                for linear, weight in zip(flat, weights, strict=True):
+                    # What was loaded in inference mode counts no writes.
+                    linear.weight.data = weight.clone() if weight.is_inference() else weight
         self.pack_weights()
 
 
@@ -379,6 +387,9 @@ def _keep_dynamo_out() -> None:
         )
         SwappedEncoder.forward = disabled  # type: ignore[method-assign]
 
+
+#: held while dense weights lie in an original, which threads share
+_dense_weights = threading.RLock()
 
 #: the buffer whose size is what packed weights take beyond what the parameters say
 _WIDENED = "widened"

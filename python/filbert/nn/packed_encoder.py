@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..config import PackedEncoderConfig
 from ..packing import PackedBatch
-from ..refusals import below_autograd
+from ..refusals import below_autograd, has_tangent
 from .dense import PackedLinear, gelu_kind, row_dtype
 from .row_blocks import block_size, fill_up
 
@@ -187,11 +187,12 @@ class PackedLayer(nn.Module):
 
     def shared_weights(self) -> list[Tensor | None]:
         """The six weights as views of the packed ones, each None where that is not possible."""
-        return [
-            weight
-            for _, linear in self.linears()
-            for weight in linear.shared_weights() or [None] * len(linear.sizes)
-        ]
+        weights: list[Tensor | None] = []
+        for _, linear in self.linears():
+            weights += linear.shared_weights() or [None] * len(linear.sizes)
+        if self.head_padding:  # query, key, value and out have zeros that the originals have not
+            weights[:4] = [None] * 4
+        return weights
 
     def fill_up(self, rows: Tensor) -> Tensor:
         """``rows`` ``[T, N]`` and, on a CPU, rows of zeros behind them, so that the GEMMs see few
@@ -359,6 +360,10 @@ class PackedEncoder(nn.Module):
             )
         if pooled not in (None, "cls"):
             raise ValueError(f"pooled: got {pooled!r}, need None or 'cls'")
+        return self._run(rows, batch, pooled)
+
+    def _run(self, rows: Tensor, batch: PackedBatch, pooled: str | None = None) -> Tensor:
+        """:meth:`forward_packed` of what has been checked."""
         *body, last = self.layers
         with below_autograd():
             rows = last.fill_up(rows)
@@ -381,7 +386,7 @@ class PackedEncoder(nn.Module):
         """
         self._check_inference(hidden_states)
         batch = self.read_mask(hidden_states, attention_mask)
-        rows = self.forward_packed(self.pack(hidden_states, batch), batch)
+        rows = self._run(self.pack(hidden_states, batch), batch)
         return batch.unpack(rows.to(hidden_states.dtype))
 
     def read_mask(self, hidden_states: Tensor, attention_mask: Tensor | None) -> PackedBatch:
@@ -410,10 +415,14 @@ class PackedEncoder(nn.Module):
                 f"filbert is inference only: the model is in training mode with dropout "
                 f"{self.dropout:g}; try model.eval(), or filbert.revert(model) to train"
             )
-        if not torch.is_grad_enabled():
+        what: str | None = None
+        if has_tangent(x):
+            what = "the input has a tangent of forward-mode differentiation"
+        elif not torch.is_grad_enabled():
             return
-        what = "the input requires a gradient" if x.requires_grad else None
-        if what is None and self._wants_gradients():
+        elif x.requires_grad:
+            what = "the input requires a gradient"
+        elif self._wants_gradients():
             what = "gradients are recorded and weights that are packed in the encoder require one"
         if what is not None:
             raise RuntimeError(

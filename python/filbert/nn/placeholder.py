@@ -24,6 +24,13 @@ def placeholder(like: Tensor, shape: tuple[int, int]) -> Tensor:
     return like.new_full((max(sum(shape) - 1, 0),), torch.nan).as_strided(shape, (1, 1))
 
 
+def _counts_writes(parameter: nn.Parameter) -> bool:
+    try:
+        return parameter._version >= 0
+    except RuntimeError:  # made in inference mode, or of a tensor that was
+        return False
+
+
 class Watch:
     """Notices that parameters were written in place since it was made.
 
@@ -40,7 +47,7 @@ class Watch:
         self, named: Iterable[tuple[str, nn.Parameter]], before: Iterable[str] = ()
     ) -> None:
         self.before = list(before)
-        counted = [(name, p) for name, p in named if not p.is_inference()]
+        counted = [(name, p) for name, p in named if _counts_writes(p)]
         self._names = [name for name, _ in counted]
         self._parameters = [p for _, p in counted]
         self._versions = self._count()
