@@ -91,7 +91,8 @@ def test_every_row_is_its_text_alone(
     texts = job.input.read_text(encoding="utf-8").splitlines()
     expected = by_hand(job.model, texts, pooling, normalize)
     # Values of about 2, and transformers' own rows move by 2.4e-6 with their padding on AVX-512.
-    np.testing.assert_allclose(np.load(job.output), expected, rtol=0, atol=5e-6)
+    atol = 5e-6 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 2e-6
+    np.testing.assert_allclose(np.load(job.output), expected, rtol=0, atol=atol)
 
 
 def test_minilm_follows_its_own_recipe() -> None:
