@@ -316,3 +316,25 @@ def test_where_nothing_may_be_written(
     with pytest.raises(OSError, match=r"Read-only file system: .*out.npy.lock"):
         run_job(replace(job, restart=True))
     check_output(job)
+
+
+@pytest.mark.parametrize("failing", ["flock", "names"])
+def test_a_lock_that_fails_leaves_no_open_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """A folder where files without a name can be locked, and this one cannot."""
+    opened: list[int] = []
+
+    def opening(*args: Any, own: Callable[..., int] = os.open, **kwargs: Any) -> int:
+        opened.append(own(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr(OutputLock, "_locks_work", lambda self: True)
+    monkeypatch.setattr(os, "open", opening)
+    owner, name = (fcntl, "flock") if failing == "flock" else (outputlock, "_names")
+    monkeypatch.setattr(owner, name, no_locks)
+    with pytest.raises(OSError, match="No locks available"):
+        OutputLock(tmp_path / "out.npy").acquire()
+    assert len(opened) == 1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])

@@ -120,10 +120,13 @@ class OutputLock:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                named = _names(handle, self.path)
+            except OSError as error:
                 os.close(handle)
+                if not isinstance(error, BlockingIOError):
+                    raise
                 raise self._taken() from None
-            if _names(handle, self.path):
+            if named:
                 break
             os.close(handle)  # its owner has removed it between the two calls
         # It may protect by being there: for a machine that finds no locks in this folder.
