@@ -8,7 +8,7 @@ import torch
 
 import filbert
 from binarize_cases import own, refused
-from binary_reference import CONFIG, FEW_BITS, Reference, above, batch, below, checkpoint
+from binary_reference import CONFIG, FEW_BITS, SIZES, Reference, above, batch, below, checkpoint
 from filbert.compress.binarize.checkpoints import read_checkpoint, recognise
 from filbert.compress.binarize.conversion import _example
 from filbert.compress.binarize.equality import compare
@@ -63,6 +63,29 @@ def test_two_valued_forms_are_asked_for_by_name(scheme, ties, sign):
     if scheme == "bibert":  # and a model of torch.sign is another one
         with pytest.raises(AssertionError):
             assert_same_model(model, Reference(state, scheme))
+
+
+def test_two_values_of_a_student_are_those_it_was_trained_with():
+    student = own("bibert", ties="above")
+    ids, mask, types = batch(3)
+    student.calibrate(ids, mask, types)
+    for asked, made in (({"exact": False}, "above"), ({"ties": "below"}, "below")):
+        model = filbert.binarize(student, check=False, **asked)
+        assert model.about["ties"] == model.report.ties == made
+
+
+def test_a_few_bits_know_no_largest_head(monkeypatch):
+    """Their softmax is rounded, so no attention kernel runs, nor its limit holds."""
+    for name, size in {"hidden": 288, "heads": 1, "layers": 1, "inner": 32}.items():
+        monkeypatch.setitem(SIZES, name, size)
+    state = checkpoint("binarybert")
+    config = {**FEW_BITS, "num_attention_heads": 1}
+    assert_same_model(
+        filbert.binarize(state, config=config), Reference(state, "binarybert"), at=5e-2
+    )
+    assert "need a whole number each" in refused(
+        state, config={**FEW_BITS, "num_attention_heads": 5}
+    )
 
 
 def test_score_ties():

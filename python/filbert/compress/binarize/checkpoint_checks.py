@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import ops
 from .latent import LatentBert, Linears
 from .student import BinarizedBert, BinarizedBertConfig
 
@@ -181,9 +180,9 @@ def unfit_sizes(latent: LatentBert, hidden: int) -> list[str]:
     """Why parts do not fit together, or have no operators."""
     width = latent.layers[0].query[0].weight.shape[0]
     dim, rest = divmod(width, latent.heads)
-    if latent.bits > 1:  # attention over floats
-        unit, most = 1, ops.head_dims(latent.position.device)[-1]
-        need = f"1 to {most}"
+    if latent.bits > 1:  # rounded softmax, in PyTorch, at any size
+        unit, most = 1, width
+        need = "a whole number"
     else:
         unit, most = 32, 128
         need = f"a multiple of {unit} up to {most}"

@@ -67,7 +67,8 @@ def binarize(
             :func:`~filbert.compress.binarize.checkpoints.read_checkpoint`.
         exact: if not given, signs of 0 are as the model was trained: 0 in published models. True
             also refuses weights that are themselves such ties, which one bit cannot hold and which
-            else become -1 and are counted. False is ``ties="below"``.
+            else become -1 and are counted. False asks for a two-valued form: ``ties="below"`` of
+            models of ``torch.sign``, and of a model trained with other ties those.
         ties: asks for a two-valued form: a sign makes of 0 -1 (``"below"``) or +1 (``"above"``).
         score_ties: of BiBERT's attention: whether a score of 0 is chosen (``"above"``, the paper's
             equation) or not (``"below"``, its code). As trained if not given.
