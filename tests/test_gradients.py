@@ -55,8 +55,24 @@ CALLS = {
         {"words": WORDS, "sums": SUMS, "weight": TILES, "totals": TOTALS},
     ),
 }  # fmt: skip
+BITS = torch.zeros(5, 1, dtype=torch.int32)
+LIMITS = torch.zeros(32, dtype=torch.int32)
 #: operators of integers only, which cannot require a gradient
-OF_INTEGERS = {"attn_tiles", "attn_binary", "linear_binary_bits"}
+OF_INTEGERS = {
+    "attn_tiles": lambda: (
+        ops.attn_tiles, {}, {"cu_seqlens_q": CU, "cu_seqlens_k": CU, "rows_q": 5, "rows_k": 5}
+    ),
+    "attn_binary": lambda: (
+        ops.attn_binary, {},
+        {"q": BITS, "k": BITS, "v": BITS, "cu_seqlens": CU, "max_seqlen": 3, "heads": 1,
+         "head_dim": 32, "threshold": LIMITS, "table": torch.zeros(33, dtype=torch.int64)},
+    ),
+    "linear_binary_bits": lambda: (
+        ops.linear_binary_bits, {},
+        {"words": WORDS, "sums": SUMS, "weight": TILES, "totals": TOTALS, "threshold": LIMITS[:8],
+         "until": LIMITS[:8], "lower": LIMITS[:8], "lower_until": LIMITS[:8]},
+    ),
+}  # fmt: skip
 REFUSED = [(name, operand) for name, call in CALLS.items() for operand in call()[1]]
 
 
@@ -136,13 +152,13 @@ def test_writing_over_what_a_backward_pass_needs_is_noticed(name):
         saved.sum().backward()
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [*CALLS, *OF_INTEGERS])
 def test_an_operand_on_another_device(name):
     """With one on the meta device the dispatcher would run the fake and return a meta tensor."""
-    function, floats, others = CALLS[name]()
+    function, floats, others = {**CALLS, **OF_INTEGERS}[name]()
     operands = {**floats, **{k: v for k, v in others.items() if isinstance(v, torch.Tensor)}}
     rest = {k: v for k, v in others.items() if k not in operands}
-    first, *more = sorted(operands, key=lambda k: k not in ("x", "q", "words"))
+    first, *more = sorted(operands, key=lambda k: k not in ("x", "q", "words", "cu_seqlens_q"))
     for moved in more:
         words = rf"{name}: device of {moved}; got meta; need cpu, .*{moved}\.to\('cpu'\)"
         with pytest.raises(RuntimeError, match=words):

@@ -175,8 +175,8 @@ def attn_tiles(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, rows_q: int, rows_k: 
     Raises:
         RuntimeError: offsets that are not int32 ``[B+1]`` on one CUDA device.
     """
-    _one_device("attn_tiles", cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
     if not _has_tiles(cu_seqlens_q):
+        _one_device("attn_tiles", cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
         raise RuntimeError(
             f"attn_tiles: device; got {cu_seqlens_q.device}; need a CUDA device and filbert's CUDA "
             "kernels; try attn_varlen without tiles"
@@ -444,11 +444,11 @@ def linear_binary_bits(
 
     Paper: BiBERT, arXiv 2203.06390; BiT, arXiv 2205.13016.
     """
-    _one_device(
-        "linear_binary_bits", words, sums=sums, weight=weight, totals=totals, threshold=threshold,
-        until=until, lower=lower, lower_until=lower_until,
-    )  # fmt: skip
     if not _compiled("linear_binary_bits", words):
+        _one_device(
+            "linear_binary_bits", words, sums=sums, weight=weight, totals=totals,
+            threshold=threshold, until=until, lower=lower, lower_until=lower_until,
+        )  # fmt: skip
         return reference.linear_binary_bits(
             words, sums, weight, totals, threshold, step, low, until, lower, lower_until
         )
