@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from bench import baselines, check, engines, ours, timing, workloads
-from bench.cases import attn_varlen, e2e, memory, norm_residual
+from bench.cases import attn_varlen, e2e, e2e_binary, memory, norm_residual
 from bench.results import Row
 from bench.runner import Options, check_then_time
 from bench.timing import Contestant, Timing, Unavailable
@@ -309,6 +309,12 @@ def test_attention_counts_the_work_of_real_tokens():
     mix = attn_varlen.Mix(dim=8, maximum=3, mixed=False)
     # Two products of 3x3x8 multiply-adds for each of 12 heads and 16 sequences.
     assert mix.flop == 2 * 2 * 3 * 3 * 8 * 12 * 16
+
+
+def test_binary_contestants_say_which_model_they_are():
+    """Rows of two results are paired by name: one such name was once that of another model."""
+    for name in e2e_binary.BINARY:
+        assert name.endswith((", published", ", two-valued"))
 
 
 def test_norm_residual_runs_and_counts_three_streams(monkeypatch):
