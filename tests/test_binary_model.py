@@ -73,7 +73,7 @@ def attended(layers, rows, packed, formula):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("ties", SIGNS)
 def test_bi_attention_is_its_formula(ties, bias, score_ties):
-    """Also where query, key and value have zeros, which exact mode keeps."""
+    """Also where query, key and value have zeros: signs of 0 kept."""
     layers, packed = projections(ties, bias), PackedBatch.from_mask(MASK)
     rows = random(packed.num_rows, HIDDEN, seed=20)
     into = RowPacker.sign(HIDDEN, ties=ties)

@@ -170,7 +170,7 @@ def test_bits_out_are_the_bits_of_the_numbers(activation, into):
         got = codes(partial(codes_of, dots))
         expected = packer(number[None]).unpack()
         differs = (got.unpack() != expected)[0]
-        # GELU's -0.0 is an exception, but for exact mode: negative, as its argument is.
+        # GELU's -0.0 is an exception, but for signs of 0 kept: negative, as its argument is.
         excused = (layer.value(dots) < -5) & (number == 0) & (activation == "gelu")
         underflown += int(differs.sum())
         assert not (differs & ~excused).any()
@@ -195,7 +195,7 @@ def codes_of(dots, above, until=None, lower=None, lower_until=None):
 
 
 def test_gelu_between_signs_costs_nothing():
-    """One threshold, that of the plain sign, unless a shift or exact mode asks for more."""
+    """One threshold, that of the plain sign, unless a shift or signs of 0 kept ask for more."""
     layer = LinearBinary.from_bits(random(20, 900) > 0, random(20, seed=1), random(20, seed=2))
     plain = layer.codes_for(RowPacker.sign(20))
     fast = layer.codes_for(RowPacker.sign(20), "gelu")
