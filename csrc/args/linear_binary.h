@@ -2,6 +2,12 @@
 
 #include "args/common.h"
 
+#ifdef __CUDACC__
+#define FILBERT_ARGS_FUNCTION __host__ __device__
+#else
+#define FILBERT_ARGS_FUNCTION
+#endif
+
 namespace filbert {
 
 constexpr int64_t kTileOutputs = 16;  // outputs that lie side by side in the weight
@@ -51,8 +57,13 @@ struct LinearBinaryArgs {
   int32_t* out_sums;           // [T], sum of a row's codes
 };
 
-constexpr int32_t planes_out(const LinearBinaryArgs& args) {
-  return args.lower || args.lower_until ? 2 : 1;
+// Planes of the bits out, by whether there is a `lower` and a `lower_until`. Kernels ask, too.
+FILBERT_ARGS_FUNCTION constexpr int32_t planes_out(bool lower, bool lower_until) {
+  return lower || lower_until ? 2 : 1;
+}
+
+FILBERT_ARGS_FUNCTION constexpr int32_t planes_out(const LinearBinaryArgs& args) {
+  return planes_out(args.lower != nullptr, args.lower_until != nullptr);
 }
 
 }  // namespace filbert

@@ -27,7 +27,9 @@ void count_by_table(const Block&, const SparsePlane&, uint8_t*, int32_t*) {}
 // What belongs to the outputs of a block, padded to whole vectors.
 struct Channels {
   alignas(64) int32_t constant[kColumns] = {};  // low * totals
-  alignas(64) int32_t threshold[kColumns];      // what pads is never reached, by any edge of a bit
+  // Edges of the bits, each set only where it is given (and none for numbers). Padding: INT32_MAX
+  // (from) and INT32_MIN (below), so its bits are 0.
+  alignas(64) int32_t threshold[kColumns];
   alignas(64) int32_t until[kColumns];
   alignas(64) int32_t lower[kColumns];
   alignas(64) int32_t lower_until[kColumns];
@@ -65,7 +67,7 @@ void write_bits(const Block& block, const Channels& channels, const int32_t* cou
   constexpr int kParts = 32 / kLanes;  // vectors of a word's lanes
   const LinearBinaryArgs& args = block.args;
   const int64_t out_words = (args.outputs + 31) / 32, plane = args.rows * out_words;
-  const bool two = args.lower || args.lower_until;
+  const bool two = planes_out(args) == 2;
   for (int64_t r = 0; r < block.rows; ++r) {
     const int32_t sum = args.sums[block.row_begin + r];
     uint32_t* out = args.out_words + (block.row_begin + r) * out_words + block.column / 32;

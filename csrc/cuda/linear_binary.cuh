@@ -220,7 +220,7 @@ __device__ __forceinline__ void write_tile(const LinearBinaryArgs& args, int row
   using Terms = TileTerms<Tiling, true>;
   // [2][kRows][kOutputs / 8] bytes where stages were: upper bits, lower bits
   char* memory = shared_memory() + Terms::kBytes;
-  const bool two = two_planes(args);
+  const bool two = planes_out(args) == 2;
 #pragma unroll 1
   for (int number = 0; number < BitEdge::kCount; ++number) {
     const BitEdge edge(args, number);
@@ -390,7 +390,7 @@ static __global__ void __launch_bounds__(32 * kCountWarps)
   const int64_t warps = int64_t{gridDim.x} * kCountWarps;
   for (int64_t row = blockIdx.x * kCountWarps + threadIdx.x / 32; row < args.rows; row += warps) {
     int sum = 0;
-    for (int p = 0; p <= two_planes(args); ++p) {
+    for (int p = 0; p < planes_out(args); ++p) {
       const uint32_t* words = args.out_words + (p * args.rows + row) * row_words;
       for (int w = lane; w < row_words; w += 32) sum += __popc(words[w]) << p;
     }

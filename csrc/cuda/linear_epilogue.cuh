@@ -73,11 +73,6 @@ struct BitEdge {
   }
 };
 
-// Whether an output has a second bit.
-__device__ __forceinline__ bool two_planes(const LinearBinaryArgs& args) {
-  return args.lower || args.lower_until;
-}
-
 // The planes of codes whose bits are `upper` and `lower`.
 __device__ __forceinline__ uint32_t code_plane(uint32_t upper, uint32_t lower, int plane) {
   return plane ? upper & lower : upper ^ lower;

@@ -18,7 +18,7 @@ template <int kRows>
 __device__ __forceinline__ void write_popcounts(const LinearBinaryArgs& args, int first_row,
                                                 int output, const int (&counts)[kRows], Bit) {
   const int64_t row_words = divided_up(args.outputs, 32), plane = args.rows * row_words;
-  const bool two = two_planes(args);
+  const bool two = planes_out(args) == 2;
   int limit[BitEdge::kCount];
 #pragma unroll
   for (int number = 0; number < BitEdge::kCount; ++number) {

@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensor> linear_binary_bits(Tensor words, Tensor sums, Tensor 
   if (lower_until) {
     check_vector_of(*lower_until, ScalarType::Int, args.outputs, words, kOp, "lower_until");
   }
-  const int64_t planes = lower || lower_until ? 2 : 1;
+  const int64_t planes = planes_out(lower.has_value(), lower_until.has_value());
   Tensor out_words = empty_words(words, planes, args.rows, args.outputs);
   Tensor out_sums = empty_sums(words, args.rows);
   if (args.rows == 0) return {out_words, out_sums};
