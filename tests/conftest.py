@@ -27,8 +27,8 @@ if _WORKERS > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # who waits lets the other workers run
 
-# The server that forks processes starts once, for whichever test needs it first. It holds what takes
-# time to import; it does not find the tests themselves.
+# The server that forks processes starts once, for whichever test needs it first. It holds what
+# takes time to import; it does not find the tests themselves.
 if "forkserver" in multiprocessing.get_all_start_methods():
     multiprocessing.set_forkserver_preload(["filbert.embedding", "pytest", "torch", "tqdm"])
 

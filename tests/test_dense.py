@@ -109,7 +109,10 @@ def test_several_linears_are_one():
     with torch.no_grad():
         native_result = torch.cat([linear(x) for linear in linears], 1)
         expected = torch.cat([copy.deepcopy(m).double()(x.double()) for m in linears], 1)
-    assert_close_to_native(packed(x), native_result, expected)
+        result = packed(x)
+    assert_close_to_native(result, native_result, expected)
+    with pytest.raises(RuntimeError, match="a weight that was packed requires a gradient"):
+        packed(x)
     with pytest.raises(ValueError, match="some have a bias"):
         PackedLinear.from_linears(linears[0], nn.Linear(16, 8, bias=False))
 

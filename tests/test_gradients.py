@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+from binarize_cases import own
 from cases import normal, offsets
-from filbert import _load, ops
+from filbert import _load, binarize, ops
 from filbert.convert import convert
 from filbert.integrations.transformers import read_encoder
 from filbert.nn import PackedEncoder, PackedLinear
@@ -265,6 +266,15 @@ def test_a_packed_linear_by_itself():
     with pytest.raises(RuntimeError, match="inference only"):
         linear(normal(3, 6).requires_grad_())
     linear(normal(3, 6))
+    with pytest.raises(RuntimeError, match="inference only"):
+        torch.func.jvp(linear, (normal(3, 6),), (normal(3, 6),))
+
+
+def test_norms_of_a_binary_model():
+    model = binarize(own("bibert"))
+    model.encoder.requires_grad_(True)
+    with pytest.raises(RuntimeError, match="inference only: norm_weight requires a gradient"):
+        model(tokens(MASKS["right"]) % 23, attention_mask=MASKS["right"])
 
 
 @pytest.mark.parametrize("where", ["leaf", "made"])

@@ -99,7 +99,7 @@ def test_a_sentence_transformer_that_does_more(folder):
     dense = parts.Dense(64, 8)
     for model in (sentence_transformer(folder, "mean", dense), sentence_transformer(folder, "max")):
         filbert.convert(model)
-        with pytest.raises(ValueError, match=r"after its transformer.*model\.encode"):
+        with pytest.raises(ValueError, match=r"need a Transformer, a Pooling.*model\.encode"):
             filbert.embed(model, ids)
         assert filbert.embed(model, ids, pooling="mean", normalize=False).shape == (1, 64)
 

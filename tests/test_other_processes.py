@@ -43,7 +43,8 @@ def run(model: Any) -> torch.Tensor:
 
 def answers(given: dict[str, Any], one: PackedLinear) -> dict[str, torch.Tensor]:
     found = {name: run(model) for name, model in given.items()}
-    found["PackedLinear"] = one(torch.ones(3, 48)).detach()
+    with torch.no_grad():
+        found["PackedLinear"] = one(torch.ones(3, 48))
     return found
 
 

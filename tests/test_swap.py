@@ -261,6 +261,40 @@ def test_where_weights_are_not_repacked_parameters_are_views_of_them(monkeypatch
     assert key.data_ptr() == fused[48:].data_ptr()
 
 
+def test_an_optimizer_that_writes_linearly_stays_inside():
+    model = convert(build("bert", hidden_size=384, intermediate_size=1536))
+    state, answer = bits(model), run(model)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
+    for p in model.parameters():
+        p.grad = torch.zeros(p.shape)
+    optimizer.step()  # as many elements as a parameter has; PyTorch does not count it as a write
+    assert_exact(run(model), answer)
+    assert_same_state(revert(model).state_dict(), state)
+
+
+def test_an_encoder_that_was_taken_out_says_where_its_weights_are():
+    model, other = build("bert"), build("bert")
+    other.encoder = model.encoder
+    expected = run(other)
+    convert(model)
+    with pytest.raises(RuntimeError, match=r"taken out of its model before.*filbert\.revert"):
+        run(other)
+    for _ in range(2):
+        model = copy.deepcopy(model)
+    revert(model)
+    assert_exact(run(model), expected)
+    assert not model.encoder._forward_pre_hooks
+
+
+def test_a_model_made_in_inference_mode():
+    with torch.inference_mode():
+        model = build("bert")
+    expected, state = run(copy.deepcopy(model), MASKS["none"]), bits(model)
+    convert(model)
+    torch.testing.assert_close(run(model, MASKS["none"]), expected, rtol=1e-4, atol=1e-4)
+    assert_same_state(revert(model).state_dict(), state)
+
+
 def test_parameters_have_no_zeros_between_odd_heads(monkeypatch):
     """On a GPU weights are dense and hold zeros behind heads that no kernel has as they are."""
     monkeypatch.setattr("filbert.nn.dense._why_no_onednn", lambda dtype: "for this test")

@@ -72,12 +72,13 @@ def convert(
     The encoder computes with packed copies of its weights, and ``load_state_dict`` is how new ones
     get there. Its parameters keep their names, shapes, dtype and device, but the weights among them
     may read as NaN. Writing one in place, or a tensor of its ``state_dict``, is an error at the
-    next call. Replacing a part such as ``encoder.layer`` is an error at once. Careful: three writes
-    cannot be noticed, and change nothing: through ``parameter.data``, to parameters that were made
-    in inference mode, and to modules that were taken out of the encoder before the conversion.
+    next call. Replacing a part such as ``encoder.layer`` is an error at once. Careful: PyTorch does
+    not count writes through ``parameter.data`` or NumPy, those of fused optimizers, and those to
+    parameters that were made in inference mode. They cannot be noticed, and change nothing; neither
+    do changes to modules that were taken out of the encoder before.
 
     A converted model can be copied, saved and sent to other processes; the dense weights travel,
-    and each copy packs its own. ``share_memory`` shares what is not packed.
+    and each copy packs its own. ``share_memory`` leaves the encoder as it is.
 
     Args:
         model: any module; float32 or bfloat16 weights, on a CUDA device also float16. Or what keeps

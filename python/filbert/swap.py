@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .config import PackedEncoderConfig
 from .nn.dense_weights import DenseWeights
 from .nn.packed_encoder import LayerParts, PackedEncoder, PackedLayer
-from .nn.placeholder import Watch, placeholder
+from .nn.placeholder import Placeholders, Watch
 from .refusals import below_autograd, is_exporting, refuse_recording
 
 __all__ = ["EncoderReached", "SwappedEncoder", "stop_at_encoder"]
@@ -98,6 +98,7 @@ class SwappedEncoder(PackedEncoder):
         """
         if self.is_packed:
             return
+        self._drop_guard()
         with torch.inference_mode(False), torch.no_grad():
             parts, self.refusals = self.read_layers(self.original)
             if not self.refusals:
@@ -110,12 +111,25 @@ class SwappedEncoder(PackedEncoder):
         #: the original modules whose weights are packed, by layer
         self.linears = [layer.linears() for layer in parts]
         self.part_names = [layer.names for layer in parts]
+        weights = [m.weight for linears in self.linears for m in linears]
+        largest = max(w.numel() for w in weights)
+        self._placeholders = Placeholders(weights[0].new_empty(0), largest)
         try:
-            self._build(parts, self.filbert_config.fold_bias, packed=_hide_weights)
+            self._build(
+                parts,
+                self.filbert_config.fold_bias,
+                packed=lambda own, layer: self._hide(own.linears(), layer),
+            )
         except BaseException:
             self._fill_weights()
             self._modules.pop("packed_layers", None)
             raise
+        self.original.register_forward_pre_hook(_refuse_skeleton)
+
+    def _drop_guard(self) -> None:
+        hooks = self.original._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is _refuse_skeleton]:
+            del hooks[key]
 
     def unpack_weights(self) -> None:
         """Puts every dense weight back into the original, bit for bit; drops the packed ones."""
@@ -123,6 +137,7 @@ class SwappedEncoder(PackedEncoder):
             with _dense_weights:
                 self._fill_weights()
                 del self.packed_layers
+            self._drop_guard()
             self._buffers.pop(_WIDENED, None)
 
     def _show_parameters(self, written: Iterable[str]) -> None:
@@ -158,6 +173,14 @@ class SwappedEncoder(PackedEncoder):
                 for linear, weight in zip(linears, layer.dense_weights(), strict=True):
                     linear.weight.data = weight
 
+    def _hide(self, linears: tuple[nn.Linear, ...], layer: PackedLayer) -> None:
+        """Lets go of the dense weights of a packed layer: views of the packed ones where these are
+        dense too, else placeholders."""
+        with torch.inference_mode(False), torch.no_grad():
+            for linear, shared in zip(linears, layer.shared_weights(), strict=True):
+                shape = (linear.out_features, linear.in_features)
+                linear.weight.data = self._placeholders.of(shape) if shared is None else shared
+
     def _wants_gradients(self) -> bool:
         return any(
             p is not None and p.requires_grad for own in self._originals for p in own.values()
@@ -175,7 +198,7 @@ class SwappedEncoder(PackedEncoder):
                 yield self.original
             finally:
                 for linears, layer in zip(self.linears, self.layers, strict=True):
-                    _hide(linears, layer)
+                    self._hide(linears, layer)
 
     # --- calls ---
 
@@ -352,6 +375,7 @@ class SwappedEncoder(PackedEncoder):
         modules = state["_modules"] = dict(state["_modules"])
         state["_parameters"], state["_buffers"] = {}, {}
         del state["_watch"]
+        state.pop("_placeholders", None)
         if modules.pop("packed_layers", None) is not None:
             with torch.inference_mode(False), torch.no_grad():
                 weights = (w for layer in self.layers for w in layer.dense_weights())
@@ -369,6 +393,15 @@ class SwappedEncoder(PackedEncoder):
                     # What was loaded in inference mode counts no writes.
                     linear.weight.data = weight.clone() if weight.is_inference() else weight
         self.pack_weights()
+
+
+def _refuse_skeleton(original: nn.Module, inputs: Any) -> None:
+    """The hook of an original whose weights are packed: for those who took it out before."""
+    raise RuntimeError(
+        f"this {type(original).__name__} was taken out of its model before filbert.convert, which "
+        "packed its weights; need the model that was converted; try calling that, or "
+        "filbert.revert on it"
+    )
 
 
 def _keep_dynamo_out() -> None:
@@ -393,17 +426,3 @@ _dense_weights = threading.RLock()
 
 #: the buffer whose size is what packed weights take beyond what the parameters say
 _WIDENED = "widened"
-
-
-def _hide(linears: tuple[nn.Linear, ...], layer: PackedLayer) -> None:
-    """Lets go of the dense weights of a packed layer: views of the packed ones where these are
-    dense too, else placeholders."""
-    with torch.inference_mode(False), torch.no_grad():
-        for linear, shared in zip(linears, layer.shared_weights(), strict=True):
-            weight = linear.weight
-            hidden = placeholder(weight, (linear.out_features, linear.in_features))
-            weight.data = hidden if shared is None else shared
-
-
-def _hide_weights(parts: LayerParts, layer: PackedLayer) -> None:
-    _hide(parts.linears(), layer)

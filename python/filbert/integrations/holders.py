@@ -9,9 +9,9 @@ from torch import nn
 
 __all__ = ["is_sentence_transformer", "module_of", "recipe_of"]
 
-#: what the modules of a SentenceTransformer are called after its Transformer, where it does no more
-#: than filbert.embed can
-_MODULES = ("Pooling", "Normalize", "Dropout")
+#: what may follow the Transformer and the Pooling of a SentenceTransformer that does no more than
+#: filbert.embed can
+_AFTER_POOLING = ("Normalize", "Dropout")
 
 
 def module_of(model: Any, who: str) -> nn.Module:
@@ -51,16 +51,19 @@ def recipe_of(model: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: it pools in another way, or does more than that.
     """
-    parts = list(model.children()) if is_sentence_transformer(model) else []
-    modes = [_pooling_of(part) for part in parts if type(part).__name__ == "Pooling"]
-    if not modes:
+    if not is_sentence_transformer(model):
         return {"pooling": "mean", "normalize": False}
-    kinds = [type(part).__name__ for part in parts[1:]]
-    if set(kinds) - set(_MODULES) or modes not in (["mean"], ["cls"]):
+    parts = list(model.children())
+    kinds = [type(part).__name__ for part in parts]
+    modes = [_pooling_of(part) for part in parts if type(part).__name__ == "Pooling"]
+    width = getattr(model, "truncate_dim", None)
+    known = kinds[1:2] == ["Pooling"] and not set(kinds[2:]) - set(_AFTER_POOLING)
+    if not known or modes not in (["mean"], ["cls"]) or width is not None:
         raise ValueError(
-            f"model: {type(model).__name__} does {', '.join(kinds)} after its transformer (pooling "
-            f"{', '.join(modes)}), need the mean or the first token; try model.encode, which runs "
-            "the converted transformer too, or pooling= and normalize= as you want them"
+            f"model: got a {type(model).__name__} of {', '.join(kinds)} (pooling "
+            f"{', '.join(modes) or 'none'}, truncate_dim {width}), need a Transformer, a Pooling "
+            "of the mean or the first token, then at most a Normalize; try model.encode, which "
+            "runs the converted transformer too, or pooling= and normalize= as you want them"
         )
     return {"pooling": modes[0], "normalize": "Normalize" in kinds}
 

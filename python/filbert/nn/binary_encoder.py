@@ -22,6 +22,7 @@ from .dot_packer import DotPacker
 from .inference import check_no_gradient
 from .linear_binary import LinearBinary
 from .linear_binary_sum import LinearBinarySum, linear_from_config
+from .row_blocks import block_size, fill_up
 from .row_packer import RowPacker, one_of
 
 if TYPE_CHECKING:
@@ -349,7 +350,9 @@ class BinaryBert(nn.Module):
             pooled = self.pooler(first).tanh().masked_fill(empty, 0)
         if self.classifier is not None:
             if self.head == "tokens" or pooled is None:
-                logits = batch.unpack(self.classifier(rows))
+                # On few row counts, as the GEMM library keeps something for each.
+                filled = rows if rows.is_cuda else fill_up(rows, block_size(1))
+                logits = batch.unpack(self.classifier(filled)[: batch.num_rows])
             else:
                 logits = self.classifier(pooled)
         return BinaryBertOutput(batch.unpack(rows), pooled, logits)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _load, ops
-from ..refusals import refuse_gradient
+from ..refusals import has_tangent, refuse_gradient
 from .dense_weights import DenseWeights
 
 __all__ = ["PackedLinear", "gelu_kind", "row_dtype"]
@@ -117,6 +117,8 @@ class PackedLinear(nn.Module):
         backend: ``"onednn"`` (packed), ``"onednn-f32"`` (packed, bfloat16 weight widened to
             float32) or ``"linear"`` (``F.linear``).
         reason: why it is that one, in words.
+        trainable: a weight required a gradient when it was packed; calls then raise while gradients
+            are recorded.
 
     Raises:
         ValueError: shapes, dtypes or an activation that do not fit.
@@ -143,6 +145,7 @@ class PackedLinear(nn.Module):
         self.sizes = tuple(w.shape[0] for w in weights)
         self.out_features = sum(self.sizes)
         self.weight_dtype = first.dtype
+        self.trainable = any(t.requires_grad for t in (*weights, bias) if t is not None)
         self.activation = activation
         compute = compute_dtype or row_dtype(first.dtype, first.device)
         if compute != first.dtype and (first.dtype, compute) != (torch.bfloat16, torch.float32):
@@ -167,7 +170,7 @@ class PackedLinear(nn.Module):
         biases = [linear.bias for linear in linears]
         if any(b is None for b in biases) and any(b is not None for b in biases):
             raise ValueError("linears: some have a bias and some have none, need all or none")
-        bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
+        bias = None if biases[0] is None else torch.cat(biases)
         return cls([linear.weight for linear in linears], bias, activation=activation)
 
     def _choose(self, dense: Tensor) -> None:
@@ -243,8 +246,14 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[T, in_features]`` to ``[T, out_features]``, both in ``compute_dtype``."""
-        if x.requires_grad:
+        if x.requires_grad or has_tangent(x):
             refuse_gradient("PackedLinear", [("x", x)])
+        if self.trainable and torch.is_grad_enabled():
+            raise RuntimeError(
+                "PackedLinear is inference only: a weight that was packed requires a gradient, and "
+                "the packed one has none to give; try 'with torch.inference_mode():' (or "
+                "torch.no_grad()) around the call, or requires_grad_(False) before packing"
+            )
         after = self._after
         # Without the compiled operators, torch's own GELU is the better second pass.
         fused_bias = after is not None and _load.have_ops()

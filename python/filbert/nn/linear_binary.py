@@ -245,7 +245,11 @@ class LinearBinary(nn.Module):
             RuntimeError: a gradient is asked for, or operands on several devices.
         """
         rows = None if residual is None else residual.reshape(-1, self.out_features)
-        check_no_gradient("LinearBinary", residual=rows, x=x if isinstance(x, Tensor) else None)
+        check_no_gradient(
+            "LinearBinary", residual=rows, x=x if isinstance(x, Tensor) else None,
+            norm_weight=None if norm is None else norm.weight,
+            norm_bias=None if norm is None else norm.bias,
+        )  # fmt: skip
         if dtype is None:
             like = residual if residual is not None else x
             dtype = like.dtype if isinstance(like, Tensor) else torch.float32

@@ -168,6 +168,8 @@ class PackedLayer(nn.Module):
                 self._hold(f"{name}_weight", norm.weight, dtype)
                 self._hold(f"{name}_bias", norm.bias, dtype)
             self.attn_norm_eps, self.ffn_norm_eps = parts.attn_norm.eps, parts.ffn_norm.eps
+        for _, linear in self.linears():
+            linear.trainable = False  # the encoder asks, once a call and for flags of now
 
     def _hold(self, name: str, value: Tensor | None, dtype: torch.dtype) -> None:
         if value is not None:

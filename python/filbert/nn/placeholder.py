@@ -1,7 +1,7 @@
 """Parameters whose values are packed elsewhere: they still answer, and a write to them is noticed.
 
 Code asks a module for ``next(module.parameters()).device``, for its dtype, its number of parameters
-and its bytes. A placeholder answers all of that and takes no memory; its values are NaN.
+and its bytes. Placeholders answer all of that, and take the memory of one of them; values are NaN.
 """
 
 from __future__ import annotations
@@ -11,17 +11,30 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Watch", "placeholder"]
+__all__ = ["Placeholders", "Watch"]
 
 
-def placeholder(like: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A matrix of ``shape``, in the dtype and on the device of ``like``, that takes no memory of
-    its size: element ``(i, j)`` is element ``i + j`` of a vector of NaN.
+class Placeholders:
+    """Matrices of NaN that share the memory of the largest of them.
 
-    Not a stride of 0: PyTorch refuses to write there with advice that does not help. A write here
-    succeeds, counts as a change of the parameter, and :class:`Watch` says what to do.
+    They are dense and contiguous, so code that writes as many elements as a parameter has (fused
+    optimizers do) stays inside, and a write counts as one of that parameter: :class:`Watch` then
+    says what to do. With a stride of 0 PyTorch would refuse it with advice that does not help.
+
+    Args:
+        like: gives dtype and device.
+        elements: of the largest matrix.
     """
-    return like.new_full((max(sum(shape) - 1, 0),), torch.nan).as_strided(shape, (1, 1))
+
+    def __init__(self, like: Tensor, elements: int) -> None:
+        self._like, self._elements = like, elements
+        self._values: Tensor | None = None
+
+    def of(self, shape: tuple[int, int]) -> Tensor:
+        """A matrix of ``shape``."""
+        if self._values is None:
+            self._values = self._like.new_full((self._elements,), torch.nan)
+        return self._values[: shape[0] * shape[1]].view(shape)
 
 
 def _counts_writes(parameter: nn.Parameter) -> bool:
