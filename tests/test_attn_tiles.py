@@ -50,6 +50,7 @@ def listed(tiles):
     return [tuple(values[4 + 8 * i : 10 + 8 * i]) for i in range(count)], heads
 
 
+@pytest.mark.every_order
 @pytest.mark.parametrize("past", [0, 5, 200])
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())

@@ -66,7 +66,13 @@ def native_16bit(q, k, v, cu_q, cu_k, scale, **features):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        pytest.param(lengths, id=name, marks=[pytest.mark.every_order] * (name == "ragged"))
+        for name, lengths in LENGTHS.items()
+    ],
+)
 def test_lengths(backend, dtype, lengths):
     q, k, v = qkv_views(sum(lengths), 2, 64, dtype)
     check(q, k, v, offsets(lengths), offsets(lengths))
@@ -182,6 +188,7 @@ def test_biases_and_windows(backend, dtype, window, alibi, biased):
     )  # fmt: skip
 
 
+@pytest.mark.every_order
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [24, 128])
 def test_long_texts(backend, dtype, dim):

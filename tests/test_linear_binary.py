@@ -152,6 +152,7 @@ def test_epilogue(backend, dtype, shape, norm, with_residual):
     assert_close_to_native(got, by_torch(dtype), by_torch(torch.float64), factor=3.0)
 
 
+@pytest.mark.every_order
 @pytest.mark.parametrize("kind", ["signs", "ternary"])
 def test_more_large_tiles_than_multiprocessors(backend, kind):
     """Where large tiles would leave multiprocessors idle, small ones run: a GPU makes large ones of
