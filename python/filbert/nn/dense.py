@@ -170,7 +170,7 @@ class PackedLinear(nn.Module):
         biases = [linear.bias for linear in linears]
         if any(b is None for b in biases) and any(b is not None for b in biases):
             raise ValueError("linears: some have a bias and some have none, need all or none")
-        bias = None if biases[0] is None else torch.cat(biases)
+        bias = None if biases[0] is None else torch.cat(list[Tensor](biases))
         return cls([linear.weight for linear in linears], bias, activation=activation)
 
     def _choose(self, dense: Tensor) -> None:

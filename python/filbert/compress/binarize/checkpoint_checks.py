@@ -221,8 +221,8 @@ def unfit_sizes(latent: LatentBert, hidden: int) -> list[str]:
         name = "embeddings.word_embeddings" + (f"_{index + 1}" if len(latent.words) > 1 else "")
         checks.append((f"{name}.weight", table, (latent.words[0].shape[0], hidden)))
     for name, table in (("position", latent.position), ("token_type", latent.token_type)):
-        need = (table.shape[0], hidden)
-        checks.append((f"embeddings.{name}_embeddings.weight", table, need))
+        size = (table.shape[0], hidden)
+        checks.append((f"embeddings.{name}_embeddings.weight", table, size))
     reasons += [
         f"{name}: got {tuple(t.shape)}, need {need}"
         for name, t, need in checks
