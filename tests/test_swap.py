@@ -65,19 +65,27 @@ def test_loading_reports_what_does_not_fit():
     assert_exact(run(model), before)
 
 
+def _saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "torch.save": _saved_and_loaded,
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-def test_copies(dtype, how):
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("in_inference_mode", [False, True])
+def test_copies(dtype, how, in_inference_mode):
     model = convert(build("bert", "SequenceClassification", dtype=dtype))
-    if how == "deepcopy":
-        twin = copy.deepcopy(model)
-    elif how == "pickle":
-        twin = pickle.loads(pickle.dumps(model))
-    else:
-        file = io.BytesIO()
-        torch.save(model, file)
-        file.seek(0)
-        twin = torch.load(file, weights_only=False)
+    with torch.inference_mode(in_inference_mode):
+        twin = COPIES[how](model)
     answer, state = run(model), bits(model)
     assert_exact(run(twin), answer)
     assert swapped(twin) is not swapped(model)
@@ -85,23 +93,6 @@ def test_copies(dtype, how):
     revert(twin)
     assert_same_state(twin.state_dict(), state)
     assert_exact(run(model), answer)
-
-
-@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-def test_copies_made_in_inference_mode(how):
-    model = convert(build("bert"))
-    with torch.inference_mode():
-        if how == "deepcopy":
-            twin = copy.deepcopy(model)
-        elif how == "pickle":
-            twin = pickle.loads(pickle.dumps(model))
-        else:
-            file = io.BytesIO()
-            torch.save(model, file)
-            file.seek(0)
-            twin = torch.load(file, weights_only=False)
-    assert_exact(run(twin), run(model))
-    assert_same_state(twin.state_dict(), bits(model))
 
 
 def test_threads_that_save_at_once_save_weights():
