@@ -142,12 +142,13 @@ def test_function_transforms_are_refused(differentiate):
         differentiate(total, normal(3, 4))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", ["bias_gelu_", "norm_residual_"])
-def test_writing_over_what_a_backward_pass_needs_is_noticed(name):
+def test_writing_over_what_a_backward_pass_needs_is_noticed(name, mode):
     function, floats, others = CALLS[name]()
     x = floats.pop("x").requires_grad_()
     saved = x.exp()
-    with torch.no_grad():
+    with mode():
         function(saved, **floats, **others)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         saved.sum().backward()

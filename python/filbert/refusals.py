@@ -48,20 +48,31 @@ def has_tangent(x: Tensor) -> bool:
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
-def _refusing(op: Any) -> Callable[..., Any]:
-    """The Autograd kernel of ``op``, an ``OpOverload``."""
+def _refusing(op: Any, written: list[int]) -> Callable[..., Any]:
+    """The Autograd kernel of ``op``, an ``OpOverload``. ``written`` are the places of the arguments
+    that it writes."""
     what = op._schema.name.partition("::")[2]
     names = [argument.name for argument in op._schema.arguments]
-    written = [
-        i for i, a in enumerate(op._schema.arguments) if a.alias_info and a.alias_info.is_write
-    ]
-    any_requires_grad, below = torch._C._any_requires_grad, torch._C._after_autograd_keyset
+    any_requires_grad, below = torch._C._any_requires_grad, torch._C._after_ADInplaceOrView_keyset
 
     def kernel(keyset: Any, *args: Any) -> Any:
         wanted = torch.is_grad_enabled() and any_requires_grad(*args)
         if wanted or forward_ad._current_level >= 0:
             refuse_gradient(what, zip(names, args, strict=False))
         for i in written:  # who saved it for a backward pass has to notice
+            torch.autograd.graph.increment_version(args[i])
+        return op.redispatch(keyset & below, *args)
+
+    return kernel
+
+
+def _counting(op: Any, written: list[int]) -> Callable[..., Any]:
+    """The ADInplaceOrView kernel of ``op``. It is what inference mode leaves of the other one, for
+    tensors that were made outside of it."""
+    below = torch._C._after_ADInplaceOrView_keyset
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        for i in written:
             torch.autograd.graph.increment_version(args[i])
         return op.redispatch(keyset & below, *args)
 
@@ -77,7 +88,12 @@ def register_refusal(namespace: str, names: Iterable[str]) -> None:
     library = torch.library.Library(namespace, "IMPL")
     for name in names:
         op = getattr(getattr(torch.ops, namespace), name).default
-        library.impl(name, _refusing(op), "Autograd", with_keyset=True)
+        written = [
+            i for i, a in enumerate(op._schema.arguments) if a.alias_info and a.alias_info.is_write
+        ]
+        library.impl(name, _refusing(op, written), "Autograd", with_keyset=True)
+        if written:
+            library.impl(name, _counting(op, written), "ADInplaceOrView", with_keyset=True)
     _libraries.append(library)
 
 
@@ -86,7 +102,7 @@ def below_autograd() -> AbstractContextManager[Any]:
     that has refused them already, and saves as much as the kernel of a short text costs."""
     if torch.compiler.is_compiling():
         return nullcontext()
-    guard: AbstractContextManager[Any] = torch._C._AutoDispatchBelowAutograd()
+    guard: AbstractContextManager[Any] = torch._C._AutoDispatchBelowADInplaceOrView()
     return guard
 
 
