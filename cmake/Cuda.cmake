@@ -76,13 +76,7 @@ add_library(filbert_cuda SHARED
   csrc/cuda/linear_binary.cu
   csrc/cuda/pack_bits.cu
   csrc/cuda/rows.cu
-  csrc/torch/attn_binary.cpp
-  csrc/torch/attn_varlen.cpp
-  csrc/torch/bias_gelu.cpp
-  csrc/torch/gather_rows.cpp
-  csrc/torch/linear_binary.cpp
-  csrc/torch/norm_residual.cpp
-  csrc/torch/pack_bits.cpp
+  ${FILBERT_BINDINGS}
 )
 target_include_directories(filbert_cuda PRIVATE csrc)
 string(REPLACE ";" " " architectures "${architectures}")

@@ -150,8 +150,9 @@ class SwappedEncoder(PackedEncoder):
             # Widened weights take more bytes than the parameters say. A buffer says the rest.
             packed = sum(m.weight.numel() for linears in self.linears for m in linears)
             more = packed * (self.compute_dtype.itemsize - self.model_dtype.itemsize)
-            like = torch.empty(0, dtype=torch.uint8, device=next(iter(named.values())).device)
-            self.register_buffer(_WIDENED, like.new_empty(1).expand(more), persistent=False)
+            device = next(iter(named.values())).device
+            byte = torch.empty(1, dtype=torch.uint8, device=device)
+            self.register_buffer(_WIDENED, byte.expand(more), persistent=False)
 
     def _written(self) -> list[str]:
         """Parameters whose written values are lost. While nothing is packed, no write is."""

@@ -18,8 +18,9 @@ class Placeholders:
     """Matrices of NaN that share the memory of the largest of them.
 
     They are dense and contiguous, so code that writes as many elements as a parameter has (fused
-    optimizers do) stays inside, and a write counts as one of that parameter: :class:`Watch` then
-    says what to do. With a stride of 0 PyTorch would refuse it with advice that does not help.
+    optimizers do) stays inside. Every other write counts as one of that parameter, and
+    :class:`Watch` notices it. With a stride of 0 PyTorch would refuse it with advice that does not
+    help.
 
     Args:
         like: gives dtype and device.
