@@ -4,14 +4,14 @@
 
 namespace filbert {
 
-// The work list of attn_varlen on a GPU: every sequence cut into tiles of at most kTileRows query
+// The work list of attn_varlen on a GPU: every sequence cut into tiles of at most kAttnTileRows query
 // rows, largest first. It does not depend on heads, head dimension or dtype, so one list serves
 // every layer of a forward.
 //
 // A header of kTileHeader values: the numbers of tiles whose block takes one, two and four heads,
 // and a 0. Then, in that order, the tiles, kTileFields values each. Rows that no sequence owns are
 // listed as sequence B, which has no keys.
-constexpr int64_t kTileRows = 128;
+constexpr int64_t kAttnTileRows = 128;
 constexpr int64_t kTileHeader = 4;
 constexpr int64_t kTileFields = 8;
 enum TileField : int {
@@ -25,7 +25,7 @@ enum TileField : int {
 
 // An upper bound that needs no look at the lengths.
 constexpr int64_t tile_capacity(int64_t rows_q, int64_t sequences) {
-  return rows_q / kTileRows + sequences + 1;
+  return rows_q / kAttnTileRows + sequences + 1;
 }
 
 constexpr int64_t tile_values(int64_t capacity) { return kTileHeader + kTileFields * capacity; }

@@ -174,7 +174,7 @@ __device__ __forceinline__ void clear_rows(const AttnBinaryArgs& args, const Spa
 template <int kWords, bool kTable>
 __global__ void __launch_bounds__(32 * kAttnBinaryWarps, 2)
     attn_binary_kernel(const __grid_constant__ AttnBinaryArgs args) {
-  constexpr int kTileRows = BitHead<kWords>::kStrips * 16;
+  constexpr int kPartRows = BitHead<kWords>::kStrips * 16;
   const int sequences = static_cast<int>(args.sequences);
   const int parts = static_cast<int>(gridDim.x) / (sequences + 1);
   const int sequence = static_cast<int>(blockIdx.x) / parts;
@@ -189,8 +189,8 @@ __global__ void __launch_bounds__(32 * kAttnBinaryWarps, 2)
     for (int j = threadIdx.x; j <= args.dim; j += blockDim.x) table[j] = args.table[j];
   }
   const Span span = span_of(args.cu, sequence, args.rows);
-  for (int first = part * kTileRows; first < span.length; first += parts * kTileRows) {
-    const BitTile tile{span.begin + first, smaller(kTileRows, span.length - first), span};
+  for (int first = part * kPartRows; first < span.length; first += parts * kPartRows) {
+    const BitTile tile{span.begin + first, smaller(kPartRows, span.length - first), span};
     attend<kWords, kTable>(args, tile, memory, lane);
   }
 }

@@ -36,9 +36,9 @@ __device__ __forceinline__ void attend_short(const AttnVarlenArgs& args, const A
   const Lane lane;
   const int others = work.slots == 2 ? 1 : 0;  // warps of the head beside this one
   const int slot = lane.warp >> others, row = (lane.warp & others) * kStrip;
-  const int head = work.head + slot, first = slot * (static_cast<int>(kTileRows) / work.slots);
+  const int head = work.head + slot, first = slot * (static_cast<int>(kAttnTileRows) / work.slots);
   const SharedRows<kDim> q = SharedRows<kDim>{memory}.from(first);
-  const SharedRows<kDim> k = q.from(kTileRows), v = q.from(2 * kTileRows);
+  const SharedRows<kDim> k = q.from(kAttnTileRows), v = q.from(2 * kAttnTileRows);
   const bool active = slot < work.heads;
   if (active) {
     fetch_strip<T>(q.from(row),

@@ -82,9 +82,9 @@ __device__ __forceinline__ void attend_streamed(const AttnVarlenArgs& args, cons
                                                 uint32_t memory) {
   constexpr int kHeld = kDim <= 64 || !kBiased ? 2 : 1;
   constexpr int kApart = kWarps * kStrip;
-  constexpr bool kOnePass = kHeld * kApart == kTileRows;
+  constexpr bool kOnePass = kHeld * kApart == kAttnTileRows;
   const SharedRows<kDim> q{memory};
-  const SharedRows<kDim> k = q.from(kTileRows), v = q.from(2 * kTileRows);
+  const SharedRows<kDim> k = q.from(kAttnTileRows), v = q.from(2 * kAttnTileRows);
   const int head = work.head;
 
   // Blocks are told apart by the keys that are left, that one's included: of two numbers that a

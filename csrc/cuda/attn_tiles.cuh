@@ -28,8 +28,8 @@ __device__ __forceinline__ void for_tiles(const AttnTilesArgs& args, int sequenc
   const Span q = owned ? span_of(args.cu_q, sequence, args.rows_q)
                        : rows_past_end(args.cu_q, sequences, args.rows_q);
   const Span k = owned ? span_of(args.cu_k, sequence, args.rows_k) : Span{0, 0};
-  for (int first = 0; first < q.length; first += static_cast<int>(kTileRows)) {
-    const int rows = smaller(q.length - first, static_cast<int>(kTileRows));
+  for (int first = 0; first < q.length; first += static_cast<int>(kAttnTileRows)) {
+    const int rows = smaller(q.length - first, static_cast<int>(kAttnTileRows));
     body(tile_bin(rows, k.length), first, rows, q, k);
   }
 }

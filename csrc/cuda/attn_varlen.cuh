@@ -33,8 +33,8 @@ __device__ __forceinline__ void attend_resident(const AttnVarlenArgs& args, cons
                                                 uint32_t memory) {
   const Lane lane;
   const SharedRows<kDim> q{memory};
-  const SharedRows<kDim> k = q.from(kTileRows), v = q.from(2 * kTileRows);
-  const int slot_rows = static_cast<int>(kTileRows) / work.slots;
+  const SharedRows<kDim> k = q.from(kAttnTileRows), v = q.from(2 * kAttnTileRows);
+  const int slot_rows = static_cast<int>(kAttnTileRows) / work.slots;
   for (int slot = 0; slot < work.heads; ++slot) {
     const int head = work.head + slot;
     fetch_rows<T>(q.from(slot * slot_rows),
@@ -60,7 +60,7 @@ __device__ __forceinline__ void attend_resident(const AttnVarlenArgs& args, cons
   const ScoreScale scale = score_scale<kBiased>(args);
   bool values_there = false;
   for (int unit = lane.warp; unit < units || !values_there; unit += kWarps) {
-    constexpr int kTiles = static_cast<int>(kTileRows) / 8;
+    constexpr int kTiles = static_cast<int>(kAttnTileRows) / 8;
     float scores[1][kTiles][4];
     RowStats stats;
     const int slot = unit / strips, row = unit % strips * kStrip;
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kAttnThreads, kAttnBlocks<kDim, kBiased>)
   const uint32_t memory = shared_address(shared_memory());
   if (work.slots > 1 && work.keys <= kShortKeys) {
     attend_short<T, kDim, kBiased>(args, work, memory);
-  } else if (work.keys <= kTileRows) {
+  } else if (work.keys <= kAttnTileRows) {
     attend_resident<T, kDim, kBiased>(args, work, memory);
   } else {
     attend_streamed<T, kDim, kBiased>(args, work, memory);

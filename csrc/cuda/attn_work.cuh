@@ -24,7 +24,7 @@ __device__ __forceinline__ int heads_per_block(int rows, int keys) {
 
 struct AttnWork {
   int q_row;  // first query row, among all packed rows
-  int rows;   // query rows, at most kTileRows
+  int rows;   // query rows, at most kAttnTileRows
   int k_row;  // first key row that any of them sees, among all packed rows
   int keys;   // and how many follow
   int place;  // the key that query row q_row stands at, counted from k_row; may be negative
@@ -68,7 +68,7 @@ struct AttnList {
     }
     const int32_t* tile = args.tiles + kTileHeader + kTileFields * (first_tile + index / group);
     const int rows_q = static_cast<int>(args.rows_q), rows_k = static_cast<int>(args.rows_k);
-    const int most = static_cast<int>(kTileRows) >> c;  // rows and keys of one slot
+    const int most = static_cast<int>(kAttnTileRows) >> c;  // rows and keys of one slot
     AttnWork work{};
     work.slots = 1 << c;
     work.head = (index % group) << c;

@@ -33,7 +33,7 @@ constexpr int64_t kAttnThreads = 128;
 constexpr int64_t attn_tile_dim(int64_t dim) { return dim <= 32 ? 32 : dim <= 64 ? 64 : 128; }
 
 // Q, K and V of one tile of rows; K and V of a longer sequence pass through in blocks of half.
-constexpr int64_t attn_shared_bytes(int64_t tile_dim) { return 3 * kTileRows * tile_dim * 2; }
+constexpr int64_t attn_shared_bytes(int64_t tile_dim) { return 3 * kAttnTileRows * tile_dim * 2; }
 
 // The float32 kernel: 16 query rows, 32 keys and values, and the weights between them.
 constexpr int64_t kAttnF32Rows = 16, kAttnF32Keys = 32;
@@ -51,9 +51,9 @@ constexpr int64_t attn_f32_shared_bytes(int64_t dim) {
 // through two neighbouring corners of the hull of f, which are 0, 1, 33, 129, 257, ...; the least
 // of their bounds is taken. A slope is an integer of 384ths of a block.
 constexpr int64_t attn_self_blocks(int64_t rows, int64_t sequences, int64_t heads) {
-  constexpr int64_t kUnit = 3 * kTileRows;
+  constexpr int64_t kUnit = 3 * kAttnTileRows;
   const int64_t fours = ceil_div(heads, 4), twos = ceil_div(heads, 2);
-  const int64_t corner_rows[] = {1, 17, 33, kTileRows + 1};
+  const int64_t corner_rows[] = {1, 17, 33, kAttnTileRows + 1};
   const int64_t corner_blocks[] = {fours, twos, heads, 2 * heads};
   const int64_t slopes[] = {
       kUnit * fours,                          // 0 to 1: fewer rows than sequences
@@ -61,7 +61,7 @@ constexpr int64_t attn_self_blocks(int64_t rows, int64_t sequences, int64_t head
       4 * heads,                              // 33 to 129
       3 * heads,                              // from 129 on: long texts
   };
-  int64_t bound = (rows / kTileRows + sequences + 1) * heads;
+  int64_t bound = (rows / kAttnTileRows + sequences + 1) * heads;
   for (const int64_t slope : slopes) {
     int64_t start = 0;
     for (int i = 0; i < 4; ++i) {
