@@ -2,7 +2,7 @@
 // lie across the lanes when it adds up what it chose, so that both end as words of bits.
 #include "args/attn_binary.h"
 
-#include "cpu/bits.h"
+#include "cpu/simd/bits.h"
 #include "cpu/kernels.h"
 
 namespace filbert {

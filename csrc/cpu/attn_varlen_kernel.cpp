@@ -8,7 +8,7 @@
 // pairs.
 #include "args/attn_varlen.h"
 #include "cpu/kernels.h"
-#include "cpu/simd.h"
+#include "cpu/simd/simd.h"
 
 namespace filbert {
 namespace FILBERT_ISA {

@@ -1,7 +1,7 @@
 // GELU(x + bias) over dense rows, in place. Built once per instruction set.
 #include "args/bias_gelu.h"
 #include "cpu/kernels.h"
-#include "cpu/simd.h"
+#include "cpu/simd/simd.h"
 
 namespace filbert {
 namespace FILBERT_ISA {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "args/linear_binary.h"
-#include "cpu/bits.h"
+#include "cpu/simd/bits.h"
 #include "cpu/kernels.h"
 
 namespace filbert {

@@ -1,6 +1,6 @@
 // What the rest of filbert may know about one instruction set's copy of the kernels.
 #include "cpu/kernels.h"
-#include "cpu/simd.h"
+#include "cpu/simd/simd.h"
 
 namespace filbert {
 namespace FILBERT_ISA {

@@ -2,7 +2,7 @@
 // them. How the counts popcount(row & weight) are made is in count_by_words.h and count_by_table.h.
 #include "args/linear_binary.h"
 
-#include "cpu/bits.h"
+#include "cpu/simd/bits.h"
 #include "cpu/count_by_table.h"
 #include "cpu/count_by_words.h"
 #include "cpu/kernels.h"

@@ -5,7 +5,7 @@
 // is read to its end before it is written, so the result may take the place of x.
 #include "args/norm_residual.h"
 #include "cpu/kernels.h"
-#include "cpu/simd.h"
+#include "cpu/simd/simd.h"
 
 namespace filbert {
 namespace FILBERT_ISA {

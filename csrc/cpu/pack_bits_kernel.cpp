@@ -1,6 +1,6 @@
 // Rows of numbers to bit planes: compare (or round) a vector, and take its lanes' signs as bits.
 #include "args/pack_bits.h"
-#include "cpu/bits.h"
+#include "cpu/simd/bits.h"
 #include "cpu/kernels.h"
 
 namespace filbert {

@@ -2,7 +2,7 @@
 // functions of the vector layer with the same names.
 #pragma once
 
-#include "cpu/bits.h"
+#include "cpu/simd/bits.h"
 #include "planted.h"
 
 #define PLANTED(fault) (kernel_check::planted == kernel_check::fault)

@@ -1,7 +1,7 @@
 // Bit operations over the vector layer: population counts, and lanes to bits.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/simd/simd.h"
 
 namespace filbert {
 namespace FILBERT_ISA {
