@@ -3,8 +3,8 @@
 #include "args/linear_binary.h"
 
 #include "cpu/simd/bits.h"
-#include "cpu/count_by_table.h"
-#include "cpu/count_by_words.h"
+#include "cpu/linear_binary/count_by_table.h"
+#include "cpu/linear_binary/count_by_words.h"
 #include "cpu/kernels.h"
 
 namespace filbert {

@@ -2,8 +2,8 @@
 // The fastest way where vectors have such an instruction, and for few rows everywhere.
 #pragma once
 
-#include "cpu/binary_block.h"
-#include "cpu/sparse_plane.h"
+#include "cpu/linear_binary/block.h"
+#include "cpu/linear_binary/sparse_plane.h"
 
 namespace filbert {
 namespace FILBERT_ISA {

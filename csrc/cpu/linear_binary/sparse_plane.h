@@ -3,7 +3,7 @@
 // outputs of a task, and only these are counted.
 #pragma once
 
-#include "cpu/binary_block.h"
+#include "cpu/linear_binary/block.h"
 
 namespace filbert {
 namespace FILBERT_ISA {

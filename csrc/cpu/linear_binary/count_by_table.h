@@ -3,8 +3,8 @@
 // instructions for 4 bits of each output, where a population count made of lookups takes four.
 #pragma once
 
-#include "cpu/binary_block.h"
-#include "cpu/sparse_plane.h"
+#include "cpu/linear_binary/block.h"
+#include "cpu/linear_binary/sparse_plane.h"
 
 #if !defined(__AVX512VPOPCNTDQ__) && ((FILBERT_VECTOR_BYTES == 32 && defined(__AVX2__)) || \
                                       (FILBERT_VECTOR_BYTES == 64 && defined(__AVX512BW__)))
