@@ -3,7 +3,7 @@
 #
 # Every copy lives in its own namespace (FILBERT_ISA), and kernel files use nothing that a linker
 # may merge across copies, so code for a newer processor can never run on an older one.
-# csrc/cpu/isa.cpp lists the copies and picks one by cpuid.
+# csrc/cpu/dispatch/isa.cpp lists the copies and picks one by cpuid.
 
 set(FILBERT_ISA_base_FLAGS "")
 set(FILBERT_ISA_avx2_FLAGS -mavx2 -mfma)

@@ -5,8 +5,8 @@
 #include <cstring>
 #include <memory>
 
-#include "cpu/kernels.h"
-#include "cpu/parallel.h"
+#include "cpu/dispatch/kernels.h"
+#include "cpu/threads/parallel.h"
 
 namespace filbert {
 namespace {

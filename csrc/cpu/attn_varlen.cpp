@@ -7,9 +7,9 @@
 #include <memory>
 #include <new>
 
-#include "cpu/attn_varlen_plan.h"
-#include "cpu/kernels.h"
-#include "cpu/parallel.h"
+#include "cpu/attention/plan.h"
+#include "cpu/dispatch/kernels.h"
+#include "cpu/threads/parallel.h"
 
 namespace filbert {
 namespace {

@@ -7,7 +7,7 @@
 // plain softmax. bfloat16 is widened while packing, or kept as pairs where the processor multiplies
 // pairs.
 #include "args/attn_varlen.h"
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 #include "cpu/simd/simd.h"
 
 namespace filbert {

@@ -1,6 +1,6 @@
 // GELU(x + bias) over dense rows, in place. Built once per instruction set.
 #include "args/bias_gelu.h"
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 #include "cpu/simd/simd.h"
 
 namespace filbert {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/kernels.h"
-#include "cpu/parallel.h"
+#include "cpu/dispatch/kernels.h"
+#include "cpu/threads/parallel.h"
 
 namespace filbert {
 

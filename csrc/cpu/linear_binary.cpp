@@ -4,8 +4,8 @@
 #include <memory>
 
 #include "args/norm_residual.h"
-#include "cpu/kernels.h"
-#include "cpu/parallel.h"
+#include "cpu/dispatch/kernels.h"
+#include "cpu/threads/parallel.h"
 
 namespace filbert {
 namespace {

@@ -5,7 +5,7 @@
 #include "cpu/simd/bits.h"
 #include "cpu/linear_binary/count_by_table.h"
 #include "cpu/linear_binary/count_by_words.h"
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 
 namespace filbert {
 namespace FILBERT_ISA {

@@ -4,7 +4,7 @@
 // L1, where the mean, then the variance about that mean, then the result are taken from it. A row
 // is read to its end before it is written, so the result may take the place of x.
 #include "args/norm_residual.h"
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 #include "cpu/simd/simd.h"
 
 namespace filbert {

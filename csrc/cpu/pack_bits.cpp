@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "cpu/kernels.h"
-#include "cpu/parallel.h"
+#include "cpu/dispatch/kernels.h"
+#include "cpu/threads/parallel.h"
 
 namespace filbert {
 

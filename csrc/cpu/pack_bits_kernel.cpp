@@ -1,7 +1,7 @@
 // Rows of numbers to bit planes: compare (or round) a vector, and take its lanes' signs as bits.
 #include "args/pack_bits.h"
 #include "cpu/simd/bits.h"
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 
 namespace filbert {
 namespace FILBERT_ISA {

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "cpu/attn_varlen_plan.h"
-#include "cpu/kernels.h"
+#include "cpu/attention/plan.h"
+#include "cpu/dispatch/kernels.h"
 #include "cuda/launch_plan.h"
 
 namespace py = pybind11;

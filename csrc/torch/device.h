@@ -21,7 +21,7 @@
 #define FILBERT_NAMESPACE filbert
 #define FILBERT_DISPATCH_KEY CUDA
 #else
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 #define FILBERT_NAMESPACE filbert
 #define FILBERT_DISPATCH_KEY CPU
 #endif

@@ -1,5 +1,5 @@
-// The one place where CPU kernels meet torch's thread pool (see csrc/cpu/parallel.h).
-#include "cpu/parallel.h"
+// The one place where CPU kernels meet torch's thread pool (see csrc/cpu/threads/parallel.h).
+#include "cpu/threads/parallel.h"
 
 #include <torch/csrc/stable/ops.h>
 

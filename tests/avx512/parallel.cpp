@@ -1,6 +1,6 @@
 // Threads that are none: three ranges, one after the other, so that calls are cut up as they are on
 // three.
-#include "cpu/parallel.h"
+#include "cpu/threads/parallel.h"
 
 #include <algorithm>
 

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <sstream>
 
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 
 namespace kernel_check {
 namespace {

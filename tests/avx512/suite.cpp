@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 
 namespace kernel_check {
 namespace {

@@ -3,7 +3,7 @@
 
 #include "args/linear_binary.h"
 #include "cpu/simd/bits.h"
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 
 namespace filbert {
 namespace FILBERT_ISA {

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 #include "suite.h"
 
 namespace kernel_check {

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <memory>
 
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 #include "suite.h"
 
 namespace kernel_check {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <memory>
 
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 #include "suite.h"
 
 namespace kernel_check {

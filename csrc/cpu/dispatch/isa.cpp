@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 
 namespace filbert {
 namespace {

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 
 namespace filbert {
 

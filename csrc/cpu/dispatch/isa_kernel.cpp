@@ -1,5 +1,5 @@
 // What the rest of filbert may know about one instruction set's copy of the kernels.
-#include "cpu/kernels.h"
+#include "cpu/dispatch/kernels.h"
 #include "cpu/simd/simd.h"
 
 namespace filbert {
