@@ -64,7 +64,7 @@ set_target_properties(torch_cuda_stub PROPERTIES
   OUTPUT_NAME torch_cuda LIBRARY_OUTPUT_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}/stub")
 
 add_library(filbert_cuda SHARED
-  csrc/cuda/architectures.cu
+  csrc/cuda/device/architectures.cu
   csrc/cuda/attn_binary.cu
   csrc/cuda/attn_varlen.cu
   csrc/cuda/attn_varlen_bf16_d128.cu

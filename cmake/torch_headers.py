@@ -27,7 +27,7 @@ LIBRARIES = {
     "filbert_ops": ([], ("ops.cpp", "torch/*.cpp")),
     "filbert_cuda": (
         ["-DUSE_CUDA", "-DFILBERT_CUDA", '-DFILBERT_CUDA_ARCHITECTURES="sm"'],
-        ("cuda/architectures.cu", "torch/*.cpp"),
+        ("cuda/device/architectures.cu", "torch/*.cpp"),
     ),
 }
 #: of 80 MB, since it has no CUDA kernels, and of 500 to 900 MB where a version lacks the first

@@ -1,8 +1,8 @@
 // Which instantiation of attn_binary a call runs.
 #include "cuda/attn_binary.cuh"
 
-#include "cuda/kernels.h"
-#include "cuda/launch.cuh"
+#include "cuda/device/kernels.h"
+#include "cuda/device/launch.cuh"
 
 namespace filbert {
 namespace cuda {

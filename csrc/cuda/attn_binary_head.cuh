@@ -3,7 +3,7 @@
 #pragma once
 
 #include "args/attn_binary.h"
-#include "cuda/bit_rows.cuh"
+#include "cuda/device/bit_rows.cuh"
 #include "cuda/launch_plan.h"
 #include "cuda/spans.cuh"
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "cuda/launch_plan.h"
-#include "cuda/ptx.cuh"
+#include "cuda/device/ptx.cuh"
 
 namespace filbert {
 namespace cuda {

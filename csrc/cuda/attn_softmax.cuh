@@ -3,7 +3,7 @@
 #pragma once
 
 #include "args/attn_varlen.h"
-#include "cuda/ptx.cuh"
+#include "cuda/device/ptx.cuh"
 
 namespace filbert {
 namespace cuda {

@@ -3,8 +3,8 @@
 
 #include "cuda/attn_tiles.cuh"
 #include "cuda/attn_varlen_f32.cuh"
-#include "cuda/kernels.h"
-#include "cuda/launch.cuh"
+#include "cuda/device/kernels.h"
+#include "cuda/device/launch.cuh"
 #include "cuda/launch_plan.h"
 
 namespace filbert {

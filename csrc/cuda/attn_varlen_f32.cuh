@@ -8,7 +8,7 @@
 
 #include "cuda/attn_work.cuh"
 #include "cuda/launch_plan.h"
-#include "cuda/rows.cuh"
+#include "cuda/device/rows.cuh"
 
 namespace filbert {
 namespace cuda {

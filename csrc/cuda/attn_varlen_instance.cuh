@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/attn_varlen.cuh"
-#include "cuda/launch.cuh"
+#include "cuda/device/launch.cuh"
 
 namespace filbert {
 namespace cuda {

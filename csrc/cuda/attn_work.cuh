@@ -5,7 +5,7 @@
 
 #include "args/attn_tiles.h"
 #include "args/attn_varlen.h"
-#include "cuda/ptx.cuh"
+#include "cuda/device/ptx.cuh"
 
 namespace filbert {
 namespace cuda {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "args/bias_gelu.h"
-#include "cuda/rows.cuh"
+#include "cuda/device/rows.cuh"
 
 namespace filbert {
 namespace cuda {

@@ -1,8 +1,8 @@
 // Which kernels a call of linear_binary runs.
 #include "cuda/linear_binary.cuh"
 
-#include "cuda/kernels.h"
-#include "cuda/launch.cuh"
+#include "cuda/device/kernels.h"
+#include "cuda/device/launch.cuh"
 #include "cuda/linear_popcount.cuh"
 
 namespace filbert {

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "args/linear_binary.h"
-#include "cuda/bit_rows.cuh"
+#include "cuda/device/bit_rows.cuh"
 #include "cuda/launch_plan.h"
 #include "cuda/linear_epilogue.cuh"
 

@@ -9,7 +9,7 @@
 #pragma once
 
 #include "args/norm_residual.h"
-#include "cuda/rows.cuh"
+#include "cuda/device/rows.cuh"
 
 namespace filbert {
 namespace cuda {

@@ -1,8 +1,8 @@
 // Which instantiation of pack_bits a call runs.
 #include "cuda/pack_bits.cuh"
 
-#include "cuda/kernels.h"
-#include "cuda/launch.cuh"
+#include "cuda/device/kernels.h"
+#include "cuda/device/launch.cuh"
 
 namespace filbert {
 namespace cuda {

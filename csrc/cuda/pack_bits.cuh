@@ -7,7 +7,7 @@
 #pragma once
 
 #include "args/pack_bits.h"
-#include "cuda/rows.cuh"
+#include "cuda/device/rows.cuh"
 
 namespace filbert {
 namespace cuda {

@@ -1,8 +1,8 @@
 // Which kernel a call over rows runs: norm_residual, bias_gelu_ and gather_rows.
 #include "cuda/bias_gelu.cuh"
 #include "cuda/gather_rows.cuh"
-#include "cuda/kernels.h"
-#include "cuda/launch.cuh"
+#include "cuda/device/kernels.h"
+#include "cuda/device/launch.cuh"
 #include "cuda/norm_residual.cuh"
 
 namespace filbert {

@@ -9,7 +9,7 @@
 #include "torch/common.h"
 
 #if defined(FILBERT_HOSTCUDA)
-#include "cuda/kernels.h"
+#include "cuda/device/kernels.h"
 #include "hostcuda/operands.h"
 #define FILBERT_NAMESPACE filbert_hostcuda
 #define FILBERT_DISPATCH_KEY CPU
@@ -17,7 +17,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "cuda/kernels.h"
+#include "cuda/device/kernels.h"
 #define FILBERT_NAMESPACE filbert
 #define FILBERT_DISPATCH_KEY CUDA
 #else

@@ -1,4 +1,4 @@
-// csrc/cuda/launch.cuh for the host.
+// csrc/cuda/device/launch.cuh for the host.
 #pragma once
 
 #include "cuda/launch_plan.h"

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "cuda/types.h"
+#include "cuda/device/types.h"
 
 namespace hostcuda {
 

@@ -1,4 +1,4 @@
-// csrc/cuda/ptx.cuh for the host: the same functions by their meaning in the PTX ISA, and the few
+// csrc/cuda/device/ptx.cuh for the host: the same functions by their meaning in the PTX ISA, and the few
 // words of CUDA C++ that the kernels use. Collectives are always inlined: where in the code a lane
 // stands is how two of one kind are told apart.
 #pragma once
@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cuda/types.h"
+#include "cuda/device/types.h"
 #include "hostcuda/machine.h"
 #include "hostcuda/numbers.h"
 

@@ -5,9 +5,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/launch.cuh"
-#include "cuda/once.h"
-#include "cuda/ptx.cuh"
+#include "cuda/device/launch.cuh"
+#include "cuda/device/once.h"
+#include "cuda/device/ptx.cuh"
 #include "torch/device.h"
 
 namespace filbert {

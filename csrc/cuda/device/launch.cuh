@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "cuda/launch_plan.h"
-#include "cuda/once.h"
+#include "cuda/device/once.h"
 
 #ifndef __CUDACC__
 #include "hostcuda/launch.h"

@@ -24,7 +24,7 @@
 
 #include <cstdint>
 
-#include "cuda/types.h"
+#include "cuda/device/types.h"
 
 namespace filbert {
 namespace cuda {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cuda/ptx.cuh"
+#include "cuda/device/ptx.cuh"
 
 namespace filbert {
 namespace cuda {
