@@ -5,14 +5,10 @@
 
 #include "args/attn_tiles.h"
 #include "args/attn_varlen.h"
-#include "cuda/device/ptx.cuh"
+#include "cuda/device/arithmetic.cuh"
 
 namespace filbert {
 namespace cuda {
-
-__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
-__device__ __forceinline__ int larger(int a, int b) { return a > b ? a : b; }
-__device__ __forceinline__ int clamped(int n, int most) { return larger(0, smaller(n, most)); }
 
 // Heads that one block takes: as many as give each of its four warps 16 query rows, if their keys
 // fit side by side where otherwise those of one head lie.

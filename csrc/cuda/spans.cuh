@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cuda/attn_work.cuh"
+#include "cuda/device/arithmetic.cuh"
 
 namespace filbert {
 namespace cuda {

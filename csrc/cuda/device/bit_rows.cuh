@@ -3,18 +3,11 @@
 
 #include <cstdint>
 
+#include "cuda/device/arithmetic.cuh"
 #include "cuda/device/ptx.cuh"
 
 namespace filbert {
 namespace cuda {
-
-// What launch_plan.h has for the host.
-__device__ __forceinline__ int divided_up(int64_t a, int b) {
-  return static_cast<int>((a + b - 1) / b);
-}
-__device__ __forceinline__ int at_most(int64_t n, int limit) {
-  return n < limit ? static_cast<int>(n) : limit;
-}
 
 // A lane's place in the fragments of mma, see ptx.cuh.
 struct BitLane {
