@@ -5,7 +5,7 @@
 #include "args/attn_binary.h"
 #include "cuda/device/bit_rows.cuh"
 #include "cuda/launch_plan.h"
-#include "cuda/spans.cuh"
+#include "cuda/device/spans.cuh"
 
 namespace filbert {
 namespace cuda {

@@ -4,7 +4,7 @@
 
 #include "cuda/attn_work.cuh"
 #include "cuda/launch_plan.h"
-#include "cuda/spans.cuh"
+#include "cuda/device/spans.cuh"
 
 namespace filbert {
 namespace cuda {
