@@ -1,7 +1,7 @@
 // Attention over at most 32 keys: two strips of two heads, or one of four, and a strip to a warp.
 #pragma once
 
-#include "cuda/attn_products.cuh"
+#include "cuda/attention/products.cuh"
 
 namespace filbert {
 namespace cuda {

@@ -2,7 +2,7 @@
 // the next one loading while this one is multiplied, with a running maximum and sum.
 #pragma once
 
-#include "cuda/attn_products.cuh"
+#include "cuda/attention/products.cuh"
 
 namespace filbert {
 namespace cuda {

@@ -2,7 +2,7 @@
 // block. Made once per forward, on the device, so that nobody has to know the lengths on the host.
 #pragma once
 
-#include "cuda/attn_work.cuh"
+#include "cuda/attention/work.cuh"
 #include "cuda/launch_plan.h"
 #include "cuda/device/spans.cuh"
 

@@ -12,7 +12,7 @@
 // zeros in their place, so that not even 0 x Inf can reach a result.
 #pragma once
 
-#include "cuda/attn_products.cuh"
+#include "cuda/attention/products.cuh"
 #include "cuda/attn_short.cuh"
 #include "cuda/attn_streamed.cuh"
 

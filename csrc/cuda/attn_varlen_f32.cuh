@@ -6,7 +6,7 @@
 // ...
 #pragma once
 
-#include "cuda/attn_work.cuh"
+#include "cuda/attention/work.cuh"
 #include "cuda/launch_plan.h"
 #include "cuda/device/rows.cuh"
 

@@ -1,9 +1,9 @@
 // The two products of attention on strips of 16 query rows, and what comes between and after them.
 #pragma once
 
-#include "cuda/attn_rows.cuh"
-#include "cuda/attn_softmax.cuh"
-#include "cuda/attn_work.cuh"
+#include "cuda/attention/rows.cuh"
+#include "cuda/attention/softmax.cuh"
+#include "cuda/attention/work.cuh"
 #include "cuda/launch_plan.h"
 
 namespace filbert {
