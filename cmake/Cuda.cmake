@@ -67,12 +67,12 @@ add_library(filbert_cuda SHARED
   csrc/cuda/device/architectures.cu
   csrc/cuda/attn_binary.cu
   csrc/cuda/attn_varlen.cu
-  csrc/cuda/attn_varlen_bf16_d128.cu
-  csrc/cuda/attn_varlen_bf16_d32.cu
-  csrc/cuda/attn_varlen_bf16_d64.cu
-  csrc/cuda/attn_varlen_fp16_d128.cu
-  csrc/cuda/attn_varlen_fp16_d32.cu
-  csrc/cuda/attn_varlen_fp16_d64.cu
+  csrc/cuda/attn_varlen/attn_varlen_bf16_d128.cu
+  csrc/cuda/attn_varlen/attn_varlen_bf16_d32.cu
+  csrc/cuda/attn_varlen/attn_varlen_bf16_d64.cu
+  csrc/cuda/attn_varlen/attn_varlen_fp16_d128.cu
+  csrc/cuda/attn_varlen/attn_varlen_fp16_d32.cu
+  csrc/cuda/attn_varlen/attn_varlen_fp16_d64.cu
   csrc/cuda/linear_binary.cu
   csrc/cuda/pack_bits.cu
   csrc/cuda/rows.cu

@@ -20,7 +20,7 @@
 //   of chosen keys and a channel's values, the context is 2 P - chosen keys.
 #pragma once
 
-#include "cuda/attn_binary_head.cuh"
+#include "cuda/attn_binary/head.cuh"
 
 namespace filbert {
 namespace cuda {

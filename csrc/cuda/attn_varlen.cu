@@ -2,7 +2,7 @@
 #include "args/attn_varlen.h"
 
 #include "cuda/attn_tiles.cuh"
-#include "cuda/attn_varlen_f32.cuh"
+#include "cuda/attn_varlen/f32.cuh"
 #include "cuda/device/kernels.h"
 #include "cuda/device/launch.cuh"
 #include "cuda/launch_plan.h"

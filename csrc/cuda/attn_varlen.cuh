@@ -13,8 +13,8 @@
 #pragma once
 
 #include "cuda/attention/products.cuh"
-#include "cuda/attn_short.cuh"
-#include "cuda/attn_streamed.cuh"
+#include "cuda/attn_varlen/short.cuh"
+#include "cuda/attn_varlen/streamed.cuh"
 
 namespace filbert {
 namespace cuda {

@@ -3,7 +3,7 @@
 
 #include "cuda/device/kernels.h"
 #include "cuda/device/launch.cuh"
-#include "cuda/linear_popcount.cuh"
+#include "cuda/linear_binary/popcount.cuh"
 
 namespace filbert {
 namespace cuda {

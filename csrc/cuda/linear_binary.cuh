@@ -16,7 +16,7 @@
 #include "args/linear_binary.h"
 #include "cuda/device/bit_rows.cuh"
 #include "cuda/launch_plan.h"
-#include "cuda/linear_epilogue.cuh"
+#include "cuda/linear_binary/epilogue.cuh"
 
 namespace filbert {
 namespace cuda {

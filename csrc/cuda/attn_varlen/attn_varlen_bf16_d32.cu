@@ -1,4 +1,4 @@
-#include "cuda/attn_varlen_instance.cuh"
+#include "cuda/attn_varlen/instance.cuh"
 
 template void filbert::cuda::launch_attn_varlen<filbert::cuda::bf16, 32>(const AttnVarlenArgs&,
                                                                          const LaunchPlan&, Stream);
