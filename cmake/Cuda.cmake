@@ -73,9 +73,11 @@ add_library(filbert_cuda SHARED
   csrc/cuda/attn_varlen/attn_varlen_fp16_d128.cu
   csrc/cuda/attn_varlen/attn_varlen_fp16_d32.cu
   csrc/cuda/attn_varlen/attn_varlen_fp16_d64.cu
+  csrc/cuda/bias_gelu.cu
+  csrc/cuda/gather_rows.cu
   csrc/cuda/linear_binary.cu
+  csrc/cuda/norm_residual.cu
   csrc/cuda/pack_bits.cu
-  csrc/cuda/rows.cu
   ${FILBERT_BINDINGS}
 )
 target_include_directories(filbert_cuda PRIVATE csrc)

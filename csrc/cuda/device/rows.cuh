@@ -10,6 +10,11 @@ namespace cuda {
 
 constexpr int kEight = 8;
 
+// Whether every row of an operand starts at a multiple of 16 bytes; true for an absent one.
+inline bool aligned(const void* p, int64_t stride_bytes = 0) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride_bytes % 16 == 0;
+}
+
 // Eight values as they lie in memory: loads can be started before anything waits for them.
 template <typename T>
 struct Eight {
