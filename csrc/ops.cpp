@@ -1,7 +1,7 @@
 // Every operator schema of filbert, and nothing else. Implementations register in csrc/torch.
 // T rows of all sequences together, B sequences, H heads, D elements a head, N hidden width or
 // outputs, K inputs.
-#include "torch/device.h"
+#include "torch/shared/device.h"
 
 #define FILBERT_LIBRARY_(ns, m) STABLE_TORCH_LIBRARY(ns, m)
 #define FILBERT_LIBRARY(m) FILBERT_LIBRARY_(FILBERT_NAMESPACE, m)

@@ -2,8 +2,8 @@
 
 #include <tuple>
 
-#include "torch/binary.h"
-#include "torch/offsets.h"
+#include "torch/shared/binary.h"
+#include "torch/shared/offsets.h"
 
 namespace filbert {
 namespace {

@@ -4,8 +4,8 @@
 #include <tuple>
 
 #include "args/attn_tiles.h"
-#include "torch/device.h"
-#include "torch/offsets.h"
+#include "torch/shared/device.h"
+#include "torch/shared/offsets.h"
 
 namespace filbert {
 namespace {

@@ -1,6 +1,6 @@
 #include "args/bias_gelu.h"
 
-#include "torch/device.h"
+#include "torch/shared/device.h"
 
 namespace filbert {
 namespace {

@@ -1,6 +1,6 @@
 #include "args/gather_rows.h"
 
-#include "torch/device.h"
+#include "torch/shared/device.h"
 
 namespace filbert {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <tuple>
 
-#include "torch/binary.h"
+#include "torch/shared/binary.h"
 
 namespace filbert {
 namespace {

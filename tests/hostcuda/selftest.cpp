@@ -8,7 +8,7 @@
 #include "cuda/device/launch.cuh"
 #include "cuda/device/once.h"
 #include "cuda/device/ptx.cuh"
-#include "torch/device.h"
+#include "torch/shared/device.h"
 
 namespace filbert {
 namespace {

@@ -6,7 +6,7 @@
 // tensors that are copied to pretended device memory for each call.
 #pragma once
 
-#include "torch/common.h"
+#include "torch/shared/common.h"
 
 #if defined(FILBERT_HOSTCUDA)
 #include "cuda/device/kernels.h"

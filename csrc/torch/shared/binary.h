@@ -2,7 +2,7 @@
 #pragma once
 
 #include "args/pack_bits.h"
-#include "torch/device.h"
+#include "torch/shared/device.h"
 
 namespace filbert {
 

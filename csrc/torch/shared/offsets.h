@@ -1,7 +1,7 @@
 // The checks of cu_seqlens, where the rows of each packed sequence begin and end.
 #pragma once
 
-#include "torch/device.h"
+#include "torch/shared/device.h"
 
 namespace filbert {
 
