@@ -4,9 +4,9 @@
 
 namespace filbert {
 
-// The work list of attn_varlen on a GPU: every sequence cut into tiles of at most kAttnTileRows query
-// rows, largest first. It does not depend on heads, head dimension or dtype, so one list serves
-// every layer of a forward.
+// The work list of attn_varlen on a GPU: every sequence cut into tiles of at most kAttnTileRows
+// query rows, largest first. It does not depend on heads, head dimension or dtype, so one list
+// serves every layer of a forward.
 //
 // A header of kTileHeader values: the numbers of tiles whose block takes one, two and four heads,
 // and a 0. Then, in that order, the tiles, kTileFields values each. Rows that no sequence owns are

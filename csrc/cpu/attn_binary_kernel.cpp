@@ -2,8 +2,8 @@
 // lie across the lanes when it adds up what it chose, so that both end as words of bits.
 #include "args/attn_binary.h"
 
-#include "cpu/simd/bits.h"
 #include "cpu/dispatch/kernels.h"
+#include "cpu/simd/bits.h"
 
 namespace filbert {
 namespace FILBERT_ISA {

@@ -2,10 +2,10 @@
 // them. How the counts popcount(row & weight) are made is in count_by_words.h and count_by_table.h.
 #include "args/linear_binary.h"
 
-#include "cpu/simd/bits.h"
+#include "cpu/dispatch/kernels.h"
 #include "cpu/linear_binary/count_by_table.h"
 #include "cpu/linear_binary/count_by_words.h"
-#include "cpu/dispatch/kernels.h"
+#include "cpu/simd/bits.h"
 
 namespace filbert {
 namespace FILBERT_ISA {

@@ -1,7 +1,7 @@
 // Rows of numbers to bit planes: compare (or round) a vector, and take its lanes' signs as bits.
 #include "args/pack_bits.h"
-#include "cpu/simd/bits.h"
 #include "cpu/dispatch/kernels.h"
+#include "cpu/simd/bits.h"
 
 namespace filbert {
 namespace FILBERT_ISA {

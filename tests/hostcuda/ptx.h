@@ -1,6 +1,6 @@
-// csrc/cuda/device/ptx.cuh for the host: the same functions by their meaning in the PTX ISA, and the few
-// words of CUDA C++ that the kernels use. Collectives are always inlined: where in the code a lane
-// stands is how two of one kind are told apart.
+// csrc/cuda/device/ptx.cuh for the host: the same functions by their meaning in the PTX ISA, and
+// the few words of CUDA C++ that the kernels use. Collectives are always inlined: where in the code
+// a lane stands is how two of one kind are told apart.
 #pragma once
 
 #include <cmath>

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "args/linear_binary.h"
-#include "cpu/simd/bits.h"
 #include "cpu/dispatch/kernels.h"
+#include "cpu/simd/bits.h"
 
 namespace filbert {
 namespace FILBERT_ISA {

@@ -4,8 +4,8 @@
 
 #include "args/attn_binary.h"
 #include "cuda/device/bit_rows.cuh"
-#include "cuda/launch_plan.h"
 #include "cuda/device/spans.cuh"
+#include "cuda/launch_plan.h"
 
 namespace filbert {
 namespace cuda {

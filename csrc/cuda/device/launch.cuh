@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "cuda/launch_plan.h"
 #include "cuda/device/once.h"
+#include "cuda/launch_plan.h"
 
 #ifndef __CUDACC__
 #include "hostcuda/launch.h"
