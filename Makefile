@@ -5,16 +5,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc tests/hostcuda -type f)
-# Builds in place, with what only the tests need. FILBERT_CUDA_ARCHS chooses the GPUs built for.
+# Builds in place, in one folder: what the demo compiled is not compiled again for the tests.
+INSTALL = $(BIN)/pip install --quiet --no-build-isolation -Cbuild-dir=build/dev
+# The CPU side alone.
+DEMO_INSTALL = $(INSTALL) -Ccmake.define.FILBERT_CUDA=OFF --editable
+# With what only the tests need. FILBERT_CUDA_ARCHS chooses the GPUs built for.
 FILBERT_CUDA_ARCHS ?= 80-real;90
-DEV_INSTALL = $(BIN)/pip install --quiet --no-build-isolation -Cbuild-dir=build/dev \
+DEV_INSTALL = $(INSTALL) -Ccmake.define.FILBERT_CUDA=AUTO \
   -Ccmake.define.FILBERT_EMULATED_ISA=ON -Ccmake.define.FILBERT_HOSTCUDA=ON \
   -Ccmake.define.FILBERT_KEEP_REPORTS=ON -Ccmake.define.FILBERT_KERNEL_CHECK=ON \
   "-Ccmake.define.FILBERT_CUDA_ARCHS=$(FILBERT_CUDA_ARCHS)" --editable
 
 .PHONY: demo test test-avx512 bench gpu-check check-torch-headers lint build clean
 
-demo: $(VENV)/.built
+demo: $(VENV)/.demo
 	$(BIN)/python -m filbert.demo
 
 # Tests run in as many processes as there are processors; WORKERS=0 runs them in one.
@@ -74,12 +78,16 @@ $(VENV)/.torch:
 	$(BIN)/pip install --quiet "$(TORCH)" numpy "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.26" "ninja>=1.11"
 	touch $@
 
+$(VENV)/.demo: $(VENV)/.torch $(SOURCES)
+	$(DEMO_INSTALL) ".[demo]"
+	touch $@
+
 # With nvcc the tests also look at the machine code, with the disassembler from PyPI.
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(DEV_INSTALL) ".[test]"
 	if command -v nvcc >/dev/null && ! command -v cuobjdump >/dev/null; then \
 	  $(BIN)/pip install --quiet nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm || true; fi
-	touch $@
+	touch $@ $(VENV)/.demo
 
 $(VENV)/.bench: $(VENV)/.built
 	$(DEV_INSTALL) ".[bench]"
