@@ -8,6 +8,7 @@
 // pairs.
 #include "args/attn_varlen.h"
 #include "cpu/dispatch/kernels.h"
+#include "cpu/gemm/tile.h"
 #include "cpu/simd/simd.h"
 
 namespace filbert {
@@ -21,59 +22,13 @@ constexpr float kMinusInf = -__builtin_inff();
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// ---- the two ways to multiply
-// --------------------------------------------------------------------
-
-// One float32 per step of the inner dimension.
-struct Single {
-  using Element = float;
-  static constexpr int kSteps = 1;  // inner elements per Element
-  static FILBERT_INLINE VecF multiply_add(Element a, const Element* b, VecF acc) {
-    return broadcast(a) * load(b) + acc;
-  }
-};
-
-#if FILBERT_BF16_PAIRS
-// Two bfloat16 per step, the even inner index in the low half.
-struct Pair {
-  using Element = uint32_t;
-  static constexpr int kSteps = 2;
-  static FILBERT_INLINE VecF multiply_add(Element a, const Element* b, VecF acc) {
-    return dot_pairs(acc, broadcast(a), *reinterpret_cast<const VecUUnaligned*>(b));
-  }
-};
-#endif
-
 // The longest chain of additions. One chain of 512 has a few times the rounding error of four
 // chains of 128 and their sum, which is about what libraries for dense products compute.
 constexpr int64_t kSumSteps = 128;
 
-// c[kRows][kVectors * kLanes] = a[kRows][inner] * b[inner][..]; with kAdd plus what c held, scaled
-// by `grow` for each row. A row of b is kTileCols wide, whatever part of it is used. The product is
-// summed by itself first, so that its rounding goes by its own size.
-template <typename Mul, int kRows, int kVectors, bool kAdd>
-FILBERT_INLINE void multiply_tile(const typename Mul::Element* a, int64_t a_row,
-                                  const typename Mul::Element* b, int64_t inner, float* c,
-                                  int64_t c_row, const float* grow) {
-  VecF acc[kRows][kVectors] = {};
-  for (int64_t i = 0; i < inner; ++i) {
-#pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) {
-        acc[r][j] = Mul::multiply_add(a[r * a_row + i], b + i * kTileCols + j * kLanes, acc[r][j]);
-      }
-    }
-  }
-#pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) {
-      float* to = c + r * c_row + j * kLanes;
-      store(to, kAdd ? load(to) * grow[r] + acc[r][j] : acc[r][j]);
-    }
-  }
-}
+// A row of a panel is kTileCols wide, whatever part of it is used.
+template <int kVectors>
+using Columns = PanelShape<1, kVectors, kTileCols>;
 
 // One operand of a product: rows of `inner` elements, `row` elements apart.
 template <typename Mul>
@@ -98,6 +53,7 @@ struct Panels {
 template <typename Mul, bool kAdd>
 void multiply_chain(const Rows<Mul>& a, const Panels<Mul>& b, int64_t inner, float* c,
                     int64_t c_row, const float* grow) {
+  constexpr Into kInto = kAdd ? Into::kGrow : Into::kSet;
   const int64_t tiles = (a.count + kTileRows - 1) / kTileRows;
   for (int64_t column = 0; column < b.columns; column += kTileCols) {
     const auto* panel = b.at + column / kTileCols * b.size;
@@ -108,17 +64,18 @@ void multiply_chain(const Rows<Mul>& a, const Panels<Mul>& b, int64_t inner, flo
       float* c_tile = c + begin * c_row + column;
       const float* grow_tile = kAdd ? grow + begin : nullptr;
       switch (half ? -height : height) {
-#define FILBERT_TILE(h)                                                                      \
-  case h:                                                                                    \
-    if constexpr (h <= kTileRows) {                                                          \
-      multiply_tile<Mul, h, kTileVectors, kAdd>(a_tile, a.row, panel, inner, c_tile, c_row,  \
-                                                grow_tile);                                  \
-    }                                                                                        \
-    break;                                                                                   \
-  case -h:                                                                                   \
-    if constexpr (h <= kTileRows) {                                                          \
-      multiply_tile<Mul, h, 1, kAdd>(a_tile, a.row, panel, inner, c_tile, c_row, grow_tile); \
-    }                                                                                        \
+#define FILBERT_TILE(h)                                                                           \
+  case h:                                                                                         \
+    if constexpr (h <= kTileRows) {                                                               \
+      multiply_tile<Mul, h, Columns<kTileVectors>, kInto>(a_tile, a.row, panel, 0, inner, c_tile, \
+                                                          c_row, grow_tile);                      \
+    }                                                                                             \
+    break;                                                                                        \
+  case -h:                                                                                        \
+    if constexpr (h <= kTileRows) {                                                               \
+      multiply_tile<Mul, h, Columns<1>, kInto>(a_tile, a.row, panel, 0, inner, c_tile, c_row,     \
+                                               grow_tile);                                        \
+    }                                                                                             \
     break;
         FILBERT_TILE(1)
         FILBERT_TILE(2)

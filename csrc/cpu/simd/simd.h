@@ -117,7 +117,7 @@ FILBERT_INLINE VecF load_first(const float* p, int64_t n) {
 }
 FILBERT_INLINE VecF load_first(const bf16* p, int64_t n) {
   const __m256i half = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p);
-  return (VecF)_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+  return (VecF)(__builtin_convertvector((VecH)half, VecU) << 16);
 }
 #elif FILBERT_VECTOR_BYTES == 32 && defined(__AVX2__)
 FILBERT_INLINE VecF load_first(const float* p, int64_t n) {

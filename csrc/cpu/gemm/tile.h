@@ -1,0 +1,66 @@
+// The register tile: C11 := A1 B1, C11 + A1 B1, or grow * C11 + A1 B1 for a few rows of A and a few
+// vectors of columns of B, over any number of inner steps.
+#pragma once
+
+#include "cpu/gemm/step.h"
+
+namespace filbert {
+namespace FILBERT_ISA {
+namespace {
+
+enum class Into { kSet, kAdd, kGrow };
+
+// Where B lies: kVectors vectors side by side in a panel that is kStride elements wide, and kPanels
+// such panels, `panel` elements apart.
+template <int kPanelCount, int kVectorsEach, int kStepStride>
+struct PanelShape {
+  static constexpr int kPanels = kPanelCount;
+  static constexpr int kVectors = kVectorsEach;
+  static constexpr int kStride = kStepStride;
+};
+
+// a: kRows rows of `inner` elements, a_row apart. c: kRows rows of the columns, c_row apart. With
+// kGrow what c held is scaled by grow[row] first. The product is summed by itself before it is
+// added, so that its rounding goes by its own size; its order is that of the inner steps, whatever
+// the tile's height.
+template <typename Step, int kRows, typename Shape, Into kInto>
+FILBERT_INLINE void multiply_tile(const typename Step::Element* a, int64_t a_row,
+                                  const typename Step::Element* b, int64_t panel, int64_t inner,
+                                  float* c, int64_t c_row, const float* grow) {
+  constexpr int kColumns = Shape::kPanels * Shape::kVectors;
+  VecF sum[kRows][kColumns] = {};
+  for (int64_t i = 0; i < inner; ++i) {
+    typename Step::Vector step[kColumns];
+#pragma GCC unroll 8
+    for (int j = 0; j < kColumns; ++j) {
+      step[j] = Step::read(b + j / Shape::kVectors * panel + i * Shape::kStride +
+                           j % Shape::kVectors * kLanes);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const typename Step::Vector element = Step::spread(a[r * a_row + i]);
+#pragma GCC unroll 8
+      for (int j = 0; j < kColumns; ++j) {
+        sum[r][j] = Step::multiply_add(element, step[j], sum[r][j]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kColumns; ++j) {
+      float* to = c + r * c_row + j * kLanes;
+      if constexpr (kInto == Into::kAdd) {
+        store(to, load(to) + sum[r][j]);
+      } else if constexpr (kInto == Into::kGrow) {
+        store(to, load(to) * grow[r] + sum[r][j]);
+      } else {
+        store(to, sum[r][j]);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace FILBERT_ISA
+}  // namespace filbert
