@@ -6,7 +6,7 @@
 # csrc/cpu/dispatch/isa.cpp lists the copies and picks one by cpuid.
 
 set(FILBERT_ISA_base_FLAGS "")
-set(FILBERT_ISA_avx2_FLAGS -mavx2 -mfma)
+set(FILBERT_ISA_avx2_FLAGS -mavx2 -mfma -mf16c)
 set(FILBERT_ISA_avx512_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512)
 set(FILBERT_ISA_avx512_bf16_FLAGS ${FILBERT_ISA_avx512_FLAGS} -mavx512bf16)
 # Population counts of whole vectors, for the kernels over bits; the others gain nothing from it.

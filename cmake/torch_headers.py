@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 #: the libraries: what a file is compiled with, and which files of csrc see torch
 LIBRARIES = {
-    "filbert_ops": ([], ("ops.cpp", "torch/*.cpp", "torch/shared/parallel.cpp")),
+    "filbert_ops": ([], ("ops.cpp", "torch/*.cpp", "torch/cpu/*.cpp", "torch/shared/parallel.cpp")),
     "filbert_cuda": (
         ["-DUSE_CUDA", "-DFILBERT_CUDA", '-DFILBERT_CUDA_ARCHITECTURES="sm"'],
         ("cuda/device/architectures.cu", "torch/*.cpp"),

@@ -34,6 +34,14 @@ FILBERT_LIBRARY(m) {
   // x [T,N] overwritten, bias [N]; approximate is "none" or "tanh"
   m.def("bias_gelu_(Tensor(a!) x, Tensor? bias=None, str approximate='none') -> ()");
 
+  // x and residual [T,K] and [T,N], weight [ceil(N/16),K,16] or bfloat16
+  // [ceil(N/16),ceil(K/2),16,2], bias, norm_weight and norm_bias [N] -> [T,N]; activation is none,
+  // gelu, gelu_tanh, relu or silu
+  m.def(
+      "linear_dense(Tensor x, Tensor weight, SymInt outputs, Tensor? bias=None, str "
+      "activation='none', Tensor? residual=None, Tensor? norm_weight=None, Tensor? "
+      "norm_bias=None, float eps=0.0) -> Tensor");
+
   // x [R,N] of any dtype, index [T] -> [T,N]
   m.def("gather_rows(Tensor x, Tensor index) -> Tensor");
 

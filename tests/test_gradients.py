@@ -49,6 +49,12 @@ CALLS = {
     "pack_codes": lambda: (
         ops.pack_codes, {"x": normal(5, 8), "scale": normal(5).abs()}, {"bits": 4, "low": 0}
     ),
+    "linear_dense": lambda: (
+        ops.linear_dense,
+        {"x": normal(5, 8), "bias": normal(8), "residual": normal(5, 8),
+         "norm_weight": normal(8), "norm_bias": normal(8)},
+        {"weight": ops.pack_dense(normal(8, 8)), "outputs": 8},
+    ),
     "linear_binary": lambda: (
         ops.linear_binary,
         {"alpha": normal(8), "bias": normal(8), "scale": normal(5), "residual": normal(5, 8),

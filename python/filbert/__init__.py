@@ -22,11 +22,14 @@ from .ops import (
     gather_rows,
     linear_binary,
     linear_binary_bits,
+    linear_dense,
     norm_residual,
     norm_residual_,
     pack_bits,
     pack_codes,
+    pack_dense,
     softmax_table,
+    unpack_dense,
 )
 from .packed_bits import PackedBits
 from .packing import PackedBatch
@@ -57,14 +60,17 @@ __all__ = [
     "info",
     "linear_binary",
     "linear_binary_bits",
+    "linear_dense",
     "load_binary",
     "norm_residual",
     "norm_residual_",
     "pack_bits",
     "pack_codes",
+    "pack_dense",
     "report",
     "revert",
     "softmax_table",
+    "unpack_dense",
 ]
 
 

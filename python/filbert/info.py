@@ -30,6 +30,7 @@ _OPS = {
     "pack_codes": "rows of numbers to bit planes of 2, 4 or 8 bits",
     "linear_binary": "linear layer of ±1 weights over bits",
     "linear_binary_bits": "the same with bits out",
+    "linear_dense": "linear layer of floats, with what follows it",
     "attn_binary": "attention over bits",
 }
 
@@ -90,7 +91,8 @@ def _state(name: str) -> str:
     if not _load.have_ops():
         return "reference code only"
     places = [] if name == "attn_tiles" else [f"cpu: {_load.isa()}"]
-    places += ["cuda"] if "cuda" not in _load.missing else []
+    if name != "linear_dense":  # on CUDA it is torch's own
+        places += ["cuda"] if "cuda" not in _load.missing else []
     return ", ".join(places) or "needs CUDA"
 
 
@@ -201,6 +203,17 @@ def _explain_bias_gelu_(
     return {"memory": f"{2 * x.numel() * x.element_size():,} bytes read and written"}
 
 
+def _explain_linear_dense(
+    x: Tensor, weight: Tensor, outputs: int, *_: Any, **__: Any
+) -> dict[str, Any]:
+    moved = (x.numel() + x.shape[0] * outputs) * x.element_size()
+    return {
+        "work": f"{2 * x.numel() * outputs:,} floating-point operations",
+        "memory": f"{weight.numel() * weight.element_size() + moved:,} bytes read and written",
+        "weight": f"{weight.dtype}, {weight.shape[0]} panels of 16 outputs",
+    }
+
+
 def _explain_pack(x: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
     planes = args[0] if args and isinstance(args[0], int) else kwargs.get("bits", 1)
     planes = 2 if "exact" in (*args, kwargs.get("ties")) else planes
@@ -297,6 +310,7 @@ def explain(op: str, x: Tensor, *args: Any, **kwargs: Any) -> Explanation:
         "pack_codes": _explain_pack,
         "linear_binary": _explain_linear_binary,
         "linear_binary_bits": _explain_linear_binary,
+        "linear_dense": _explain_linear_dense,
         "attn_binary": _explain_attn_binary,
     }
     result.update(explainers[op](x, *args, **kwargs))

@@ -28,12 +28,17 @@ __all__ = [
     "gather_rows",
     "linear_binary",
     "linear_binary_bits",
+    "linear_dense",
     "norm_residual",
     "norm_residual_",
     "pack_bits",
     "pack_codes",
+    "pack_dense",
     "softmax_table",
+    "unpack_dense",
 ]
+
+_DENSE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def tile_capacity(rows_q: int, sequences: int) -> int:
@@ -254,6 +259,107 @@ def bias_gelu_(x: Tensor, bias: Tensor | None = None, approximate: str = "none")
         return reference.bias_gelu_(x, bias, approximate)
     _kernels().bias_gelu_(x, bias, approximate)
     return x
+
+
+def pack_dense(weight: Tensor) -> Tensor:
+    """A dense weight in the layout of :func:`linear_dense`, which every instruction set shares.
+
+    Exact: :func:`unpack_dense` gives it back bit for bit.
+
+    Args:
+        weight: ``[N, K]``, float32, float16 or bfloat16.
+
+    Returns:
+        ``[ceil(N/16), K, 16]``: panels of 16 outputs that lie side by side, with zeros for outputs
+        that are not there. bfloat16 lies in pairs of inputs, ``[ceil(N/16), ceil(K/2), 16, 2]``.
+
+    Raises:
+        ValueError: no matrix of these dtypes.
+    """
+    if weight.ndim != 2 or weight.dtype not in _DENSE_DTYPES:
+        raise ValueError(
+            f"weight: got {tuple(weight.shape)} {weight.dtype}, need [N, K] of float32, float16 or "
+            "bfloat16"
+        )
+    return reference.pack_dense(weight)
+
+
+def unpack_dense(packed: Tensor, outputs: int, inputs: int) -> Tensor:
+    """The weight ``[outputs, inputs]`` that :func:`pack_dense` was given, bit for bit.
+
+    Args:
+        packed: what :func:`pack_dense` returned.
+        outputs: N.
+        inputs: K.
+
+    Raises:
+        ValueError: a shape that :func:`pack_dense` does not make of such a weight.
+    """
+    pair = 2 if packed.dtype == torch.bfloat16 else 1
+    panels = -(-outputs // reference.DENSE_PANEL)
+    need = [panels, -(-inputs // pair), reference.DENSE_PANEL] + [2] * (pair == 2)
+    if list(packed.shape) != need:
+        raise ValueError(
+            f"packed: got {tuple(packed.shape)} {packed.dtype}, need {tuple(need)} for a weight "
+            f"[{outputs}, {inputs}]; try pack_dense"
+        )
+    return reference.unpack_dense(packed, outputs, inputs)
+
+
+def linear_dense(
+    x: Tensor,
+    weight: Tensor,
+    outputs: int,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """``act(x @ W.T + bias) + residual``, and LayerNorm of that: a dense product on a CPU.
+
+    A row's sum has one order, whatever the other rows, their number and the threads. So a row's
+    result is bitwise the same alone, in any batch and at any place of it, on one instruction set.
+
+    Args:
+        x: ``[T, K]`` rows, float32 or bfloat16; any row stride.
+        weight: of :func:`pack_dense`. float32, float16 or bfloat16 with float32 rows, which 16-bit
+            weights are widened to; bfloat16 with bfloat16 rows.
+        outputs: N.
+        bias: ``[N]`` in the dtype of ``x``.
+        activation: ``"none"``, ``"gelu"`` (erf), ``"gelu_tanh"``, ``"relu"`` or ``"silu"``.
+        residual: ``[T, N]`` in the dtype of ``x``, added after the activation.
+        norm_weight: ``[N]`` in the dtype of ``x``: LayerNorm follows, with ``norm_bias``.
+        norm_bias: ``[N]``, with ``norm_weight``.
+        eps: of the LayerNorm.
+
+    Returns:
+        ``[T, N]`` in the dtype of ``x``. Sums are float32. With bfloat16 rows and a LayerNorm the
+        product is rounded to bfloat16 before the residual is added.
+
+    Raises:
+        RuntimeError: shapes, dtypes or a weight that do not fit, or CUDA tensors.
+
+    Paper: ByteTransformer, arXiv 2210.03052 (the fused epilogues).
+    """
+    others = {
+        "weight": weight, "bias": bias, "residual": residual, "norm_weight": norm_weight,
+        "norm_bias": norm_bias,
+    }  # fmt: skip
+    if x.is_cuda:
+        raise RuntimeError(
+            f"linear_dense: device; got {x.device}; need cpu; try torch.nn.functional.linear, "
+            "which is cuBLASLt there"
+        )
+    if not _compiled("linear_dense", x):
+        _one_device("linear_dense", x, **others)
+        return reference.linear_dense(
+            x, weight, outputs, bias, activation, residual, norm_weight, norm_bias, eps
+        )
+    return _kernels().linear_dense(
+        x, weight, outputs, bias, activation, residual, norm_weight, norm_bias, eps
+    )
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -573,6 +679,17 @@ def _fake_bias_gelu_(x, bias=None, approximate="none"):
     _one_device("bias_gelu_", x, bias=bias)
 
 
+def _fake_linear_dense(
+    x, weight, outputs, bias=None, activation="none", residual=None, norm_weight=None,
+    norm_bias=None, eps=0.0,
+):  # fmt: skip
+    _one_device(
+        "linear_dense", x, weight=weight, bias=bias, residual=residual, norm_weight=norm_weight,
+        norm_bias=norm_bias,
+    )  # fmt: skip
+    return x.new_empty((x.shape[0], outputs))
+
+
 def _fake_gather_rows(x, index):
     _one_device("gather_rows", x, index=index)
     return x.new_empty((index.shape[0], x.shape[1]))
@@ -633,6 +750,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "gather_rows": _fake_gather_rows,
     "linear_binary": _fake_linear_binary,
     "linear_binary_bits": _fake_linear_binary_bits,
+    "linear_dense": _fake_linear_dense,
     "norm_residual": _fake_norm_residual,
     "norm_residual_": _fake_norm_residual_,
     "pack_bits": _fake_pack_bits,

@@ -6,6 +6,7 @@ last resort when the compiled library cannot be loaded. They are written to be r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -129,6 +130,61 @@ def bias_gelu_(x: Tensor, bias: Tensor | None, approximate: str = "none") -> Ten
     wide = _wide(x.dtype)
     total = x.to(wide) if bias is None else x.to(wide) + bias.to(wide)
     return x.copy_(torch.nn.functional.gelu(total, approximate=approximate))
+
+
+#: outputs that lie side by side in a packed dense weight
+DENSE_PANEL = 16
+#: activations of linear_dense
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda y: torch.nn.functional.gelu(y, approximate="tanh"),
+    "relu": torch.relu,
+    "silu": torch.nn.functional.silu,
+}
+
+
+def pack_dense(weight: Tensor) -> Tensor:
+    """See :func:`filbert.ops.pack_dense`."""
+    outputs, inputs = weight.shape
+    pair = 2 if weight.dtype == torch.bfloat16 else 1
+    missing = (0, -inputs % pair, 0, -outputs % DENSE_PANEL)
+    whole = torch.nn.functional.pad(weight.detach(), missing)
+    count, steps = whole.shape[0] // DENSE_PANEL, whole.shape[1] // pair
+    panels = whole.view(count, DENSE_PANEL, steps, pair).transpose(1, 2)
+    return (panels if pair == 2 else panels.squeeze(-1)).contiguous()
+
+
+def unpack_dense(packed: Tensor, outputs: int, inputs: int) -> Tensor:
+    """See :func:`filbert.ops.unpack_dense`."""
+    panels = packed if packed.ndim == 4 else packed.unsqueeze(-1)
+    count, steps, side, pair = panels.shape
+    whole = panels.transpose(1, 2).reshape(count * side, steps * pair)
+    return whole[:outputs, :inputs].contiguous()
+
+
+def linear_dense(
+    x: Tensor,
+    weight: Tensor,
+    outputs: int,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """Meaning of :func:`filbert.ops.linear_dense`: sums in float32, or wider, and one rounding."""
+    wide = _wide(x.dtype)
+    y = x.to(wide) @ unpack_dense(weight, outputs, x.shape[1]).to(wide).T
+    if bias is not None:
+        y = y + bias.to(wide)
+    y = ACTIVATIONS[activation](y)
+    if residual is not None:
+        y = y + residual.to(wide)
+    if norm_weight is None or norm_bias is None:
+        return y.to(x.dtype)
+    return norm_residual(y, None, None, norm_weight, norm_bias, eps).to(x.dtype)
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:

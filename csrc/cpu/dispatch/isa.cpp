@@ -18,7 +18,8 @@ namespace {
 #define FILBERT_TABLE(isa)                                                                     \
   CpuKernels {                                                                                 \
     #isa, isa::vector_bytes, isa::bf16_pairs, isa::attn_varlen_scratch, isa::attn_varlen_task, \
-        isa::norm_residual_rows, isa::bias_gelu_rows, FILBERT_BINARY_TABLE(isa)                \
+        isa::norm_residual_rows, isa::bias_gelu_rows, isa::linear_dense_rows,                  \
+        isa::linear_dense_scratch, isa::linear_dense_block, FILBERT_BINARY_TABLE(isa)          \
   }
 
 constexpr int kMaxTables = 7;
@@ -37,8 +38,9 @@ struct Tables {
   Tables() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    [[maybe_unused]] const bool avx2 =
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    [[maybe_unused]] const bool avx2 = __builtin_cpu_supports("avx2") &&
+                                       __builtin_cpu_supports("fma") &&
+                                       __builtin_cpu_supports("f16c");
     [[maybe_unused]] const bool avx512 =
         avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");

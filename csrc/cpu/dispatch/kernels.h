@@ -6,6 +6,7 @@
 #include "args/bias_gelu.h"
 #include "args/gather_rows.h"
 #include "args/linear_binary.h"
+#include "args/linear_dense.h"
 #include "args/norm_residual.h"
 #include "args/pack_bits.h"
 
@@ -36,16 +37,20 @@ constexpr int64_t kBinaryColumns = 64;
                   int64_t row_words, int32_t* sums);
 
 // Each instruction set defines these in its own namespace (csrc/cpu/*_kernel.cpp).
-#define FILBERT_DECLARE_KERNELS(isa)                                                      \
-  namespace isa {                                                                         \
-  int64_t attn_varlen_scratch(const AttnVarlenArgs& args, int64_t longest_k); /* bytes */ \
-  void attn_varlen_task(const AttnVarlenArgs& args, const AttnTask& task, void* scratch); \
-  void norm_residual_rows(const NormResidualArgs& args, int64_t begin, int64_t end,       \
-                          float* scratch);                                                \
-  void bias_gelu_rows(const BiasGeluArgs& args, int64_t begin, int64_t end);              \
-  FILBERT_DECLARE_BINARY_KERNELS                                                          \
-  extern const int vector_bytes;                                                          \
-  extern const bool bf16_pairs;                                                           \
+#define FILBERT_DECLARE_KERNELS(isa)                                                        \
+  namespace isa {                                                                           \
+  int64_t attn_varlen_scratch(const AttnVarlenArgs& args, int64_t longest_k); /* bytes */   \
+  void attn_varlen_task(const AttnVarlenArgs& args, const AttnTask& task, void* scratch);   \
+  void norm_residual_rows(const NormResidualArgs& args, int64_t begin, int64_t end,         \
+                          float* scratch);                                                  \
+  void bias_gelu_rows(const BiasGeluArgs& args, int64_t begin, int64_t end);                \
+  int64_t linear_dense_rows(const LinearDenseArgs& args);                  /* of a block */ \
+  int64_t linear_dense_scratch(const LinearDenseArgs& args, int64_t rows); /* bytes */      \
+  void linear_dense_block(const LinearDenseArgs& args, int64_t row_begin, int64_t row_end,  \
+                          int64_t panel_begin, int64_t panel_end, void* scratch);           \
+  FILBERT_DECLARE_BINARY_KERNELS                                                            \
+  extern const int vector_bytes;                                                            \
+  extern const bool bf16_pairs;                                                             \
   }
 
 FILBERT_DECLARE_KERNELS(base)
@@ -74,6 +79,9 @@ struct CpuKernels {
   decltype(&base::attn_varlen_task) attn_varlen_task;
   decltype(&base::norm_residual_rows) norm_residual_rows;
   decltype(&base::bias_gelu_rows) bias_gelu_rows;
+  decltype(&base::linear_dense_rows) linear_dense_rows;
+  decltype(&base::linear_dense_scratch) linear_dense_scratch;
+  decltype(&base::linear_dense_block) linear_dense_block;
   BinaryKernels binary;
 };
 
@@ -95,6 +103,7 @@ void bias_gelu_cpu(const BiasGeluArgs& args);
 void gather_rows_cpu(const GatherRowsArgs& args);
 void pack_bits_cpu(const PackBitsArgs& args);
 void linear_binary_cpu(const LinearBinaryArgs& args);
+void linear_dense_cpu(const LinearDenseArgs& args);
 void attn_binary_cpu(const AttnBinaryArgs& args);
 
 }  // namespace filbert

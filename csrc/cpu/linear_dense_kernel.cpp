@@ -1,0 +1,357 @@
+// Rows times a packed weight, with what follows the product. Built once per instruction set.
+//
+// A block of rows goes over all its panels before the next one. For each strip of panels the block
+// of inner steps is the outer loop and the row tiles the inner one, so that a part of a panel is
+// used by every tile while it lies near:
+//
+//   for strip of kGemmPanels panels          weights come once for each block of rows
+//     for block of kBlockSteps inner steps   16 bit weights are widened here, into L1
+//       for tile of kGemmRows rows           sums in registers, added to the strip in L1
+//     bias, activation, residual             the strip goes out
+//
+// The contract: a sum has one order. Inner steps go in blocks of kBlockSteps from the first; within
+// a block they are one chain, and blocks are added in their order. So a row's result is bitwise the
+// same for any number of rows, at any place, in any tile, and however the work is dealt out.
+#include "args/linear_dense.h"
+#include "cpu/dispatch/kernels.h"
+#include "cpu/gemm/shape.h"
+#include "cpu/gemm/tile.h"
+#include "cpu/simd/activations.h"
+#include "cpu/simd/half.h"
+#include "cpu/simd/simd.h"
+
+namespace filbert {
+namespace FILBERT_ISA {
+namespace {
+
+using Tile = PanelShape<kGemmPanels, kPanelVectors, kPanelCols>;
+using OnePanel = PanelShape<1, kPanelVectors, kPanelCols>;
+using OneRow = PanelShape<kOneRowPanels, kPanelVectors, kPanelCols>;
+
+constexpr int64_t kApart = 16;  // elements between copied rows, so that they share no cache set
+
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// ---- weights: how panels of each dtype become the elements of a step
+
+// float32, used where it lies.
+struct Float32Weight {
+  using Step = Single;
+  using Stored = float;
+  static constexpr bool kInPlace = true;
+};
+
+// 16 bits, widened to float32.
+struct Float16Weight {
+  using Step = Single;
+  using Stored = uint16_t;
+  static constexpr bool kInPlace = false;
+  static FILBERT_INLINE void widen(const Stored* from, int64_t first, int64_t steps, float* to) {
+    from += first * kPanelCols;
+    for (int64_t i = 0; i < steps * kPanelCols; i += kLanes) store(to + i, load_half(from + i));
+  }
+};
+
+// Pairs of inner steps side by side: the even step is the low half of 32 bits.
+struct BFloat16Weight {
+  using Step = Single;
+  using Stored = uint32_t;
+  static constexpr bool kInPlace = false;
+  static FILBERT_INLINE void widen(const Stored* from, int64_t first, int64_t steps, float* to) {
+    from += first / 2 * kPanelCols;  // blocks begin at even steps
+    for (int64_t i = 0; i < steps; i += 2) {
+      for (int v = 0; v < kPanelVectors; ++v) {
+        const VecU pair = *reinterpret_cast<const VecUUnaligned*>(from + v * kLanes);
+        store(to + v * kLanes, (VecF)(pair << 16));
+        store(to + kPanelCols + v * kLanes, (VecF)(pair & 0xffff0000u));
+      }
+      from += kPanelCols;
+      to += 2 * kPanelCols;
+    }
+  }
+};
+
+#if FILBERT_BF16_PAIRS
+// The same, multiplied as pairs.
+struct PairWeight {
+  using Step = Pair;
+  using Stored = uint32_t;
+  static constexpr bool kInPlace = true;
+};
+#endif
+
+// ---- tiles
+
+// One function for each height, never inlined: inlined into a switch the sums are kept in memory.
+template <typename Step, int kRows, typename Shape, Into kInto>
+__attribute__((noinline)) void fixed_tile(const typename Step::Element* a, int64_t a_row,
+                                          const typename Step::Element* b, int64_t panel,
+                                          int64_t inner, float* c, int64_t c_row) {
+  multiply_tile<Step, kRows, Shape, kInto>(a, a_row, b, panel, inner, c, c_row, nullptr);
+}
+
+template <typename Step, typename Shape, Into kInto>
+void tile_of(int64_t height, const typename Step::Element* a, int64_t a_row,
+             const typename Step::Element* b, int64_t panel, int64_t inner, float* c,
+             int64_t c_row) {
+  switch (height) {
+#define FILBERT_TILE(h)                                                          \
+  case h:                                                                        \
+    if constexpr (h <= kGemmRows && (h == 1 || Shape::kPanels <= kGemmPanels)) { \
+      fixed_tile<Step, h, Shape, kInto>(a, a_row, b, panel, inner, c, c_row);    \
+    }                                                                            \
+    break;
+    FILBERT_TILE(1)
+    FILBERT_TILE(2)
+    FILBERT_TILE(3)
+    FILBERT_TILE(4)
+    FILBERT_TILE(5)
+    FILBERT_TILE(6)
+    FILBERT_TILE(7)
+    FILBERT_TILE(8)
+    FILBERT_TILE(9)
+    FILBERT_TILE(10)
+    FILBERT_TILE(11)
+    FILBERT_TILE(12)
+#undef FILBERT_TILE
+  }
+}
+
+// ---- what follows the product
+
+template <typename T>
+struct Epilogue {
+  const LinearDenseArgs& args;
+  bool residual;  // added here; LayerNorm adds it itself
+
+  // The sums of one row's outputs from `column` on.
+  template <Activation kActivation>
+  FILBERT_INLINE void row(int64_t r, int64_t column, int64_t columns, const float* sums) const {
+    const T* bias = static_cast<const T*>(args.bias);
+    const T* add = static_cast<const T*>(args.residual) + r * args.residual_row;
+    T* out = static_cast<T*>(args.out) + r * args.outputs;
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      const int64_t at = column + j, left = columns - j;
+      VecF value = load(sums + j);
+      if (left >= kLanes) {
+        if (bias) value += load(bias + at);
+        value = with<kActivation>(value);
+        if (residual) value += load(add + at);
+        store(out + at, value);
+      } else {
+        if (bias) value += load_first(bias + at, left);
+        value = with<kActivation>(value);
+        if (residual) value += load_first(add + at, left);
+        store_first(out + at, value, left);
+      }
+    }
+  }
+
+  template <Activation kActivation>
+  static FILBERT_INLINE VecF with(VecF v) {
+    if constexpr (kActivation == Activation::kGelu) return gelu_erf(v);
+    if constexpr (kActivation == Activation::kGeluTanh) return gelu_tanh(v);
+    if constexpr (kActivation == Activation::kRelu) return relu(v);
+    if constexpr (kActivation == Activation::kSilu) return silu(v);
+    return v;
+  }
+
+  template <Activation kActivation>
+  __attribute__((noinline)) void rows(int64_t begin, int64_t end, int64_t column, int64_t columns,
+                                      const float* strip, int64_t strip_row) const {
+    for (int64_t r = begin; r < end; ++r) {
+      row<kActivation>(r, column, columns, strip + (r - begin) * strip_row);
+    }
+  }
+
+  void operator()(int64_t begin, int64_t end, int64_t column, int64_t columns, const float* strip,
+                  int64_t strip_row) const {
+    switch (args.activation) {
+      case Activation::kNone:
+        return rows<Activation::kNone>(begin, end, column, columns, strip, strip_row);
+      case Activation::kGelu:
+        return rows<Activation::kGelu>(begin, end, column, columns, strip, strip_row);
+      case Activation::kGeluTanh:
+        return rows<Activation::kGeluTanh>(begin, end, column, columns, strip, strip_row);
+      case Activation::kRelu:
+        return rows<Activation::kRelu>(begin, end, column, columns, strip, strip_row);
+      case Activation::kSilu:
+        return rows<Activation::kSilu>(begin, end, column, columns, strip, strip_row);
+    }
+  }
+};
+
+// ---- a block of rows and panels
+
+template <typename T, typename Weight>
+struct Block {
+  using Step = typename Weight::Step;
+  using Element = typename Step::Element;
+  using Stored = typename Weight::Stored;
+  static constexpr int64_t kStep = Step::kSteps;
+  // Inner steps that one stored element holds: bfloat16 lies in pairs.
+  static constexpr int64_t kPerStored = __is_same(Stored, uint32_t) ? 2 : 1;
+
+  const LinearDenseArgs& args;
+  Element* rows;   // copied rows, or null
+  float* widened;  // a block of steps of the strip's panels
+  float* strip;
+
+  static int64_t steps_of(int64_t inner) { return (inner + kStep - 1) / kStep; }
+  static int64_t stored_panel(const LinearDenseArgs& args) {
+    return (args.inputs + kPerStored - 1) / kPerStored * kPanelCols;
+  }
+
+  // Rows can be read where they lie, if they hold the elements of a step and do not share the sets
+  // of the cache: strides of 2048 bytes or a multiple meet in two of 64 sets at most.
+  static bool in_place(const LinearDenseArgs& args) {
+    if (sizeof(T) != 4 || kStep != 1) return false;
+    return args.x_row * static_cast<int64_t>(sizeof(T)) % 2048 != 0;
+  }
+
+  static int64_t row_stride(const LinearDenseArgs& args) { return steps_of(args.inputs) + kApart; }
+
+  static int64_t layout(const LinearDenseArgs& args, int64_t count, char* base, Block* block) {
+    char* next = base;
+    const auto carve = [&](int64_t bytes) {
+      char* const at = next;
+      next += round_up(bytes, 64);
+      return at;
+    };
+    char* const strip_at = carve(count * kOneRowPanels * kPanelCols * sizeof(float));
+    char* const widened_at =
+        carve(Weight::kInPlace ? 0 : kBlockSteps * kOneRowPanels * kPanelCols * sizeof(float));
+    char* const rows_at = carve(
+        in_place(args) ? 0 : count * row_stride(args) * static_cast<int64_t>(sizeof(Element)));
+    if (block) {
+      block->strip = reinterpret_cast<float*>(strip_at);
+      block->widened = reinterpret_cast<float*>(widened_at);
+      block->rows = in_place(args) ? nullptr : reinterpret_cast<Element*>(rows_at);
+    }
+    return next - base;
+  }
+
+  // Copies rows as elements of a step; the half of a last pair that is missing becomes 0.
+  void copy_rows(int64_t begin, int64_t end) {
+    const int64_t stride = row_stride(args), inputs = args.inputs;
+    for (int64_t r = begin; r < end; ++r) {
+      const T* from = static_cast<const T*>(args.x) + r * args.x_row;
+      Element* to = rows + (r - begin) * stride;
+      if constexpr (kStep == 2) {
+        if (inputs % 2) to[inputs / 2] = 0;
+        __builtin_memcpy(to, from, inputs * sizeof(T));
+      } else {
+        int64_t i = 0;
+        for (; i + kLanes <= inputs; i += kLanes) store(to + i, load(from + i));
+        for (; i < inputs; ++i) to[i] = to_float(from[i]);
+      }
+    }
+  }
+
+  // The sums of rows [0, count) with `panels` panels from `panel` on, into the strip.
+  template <typename Shape>
+  void multiply(const Element* a, int64_t a_row, int64_t count, int64_t panel) {
+    constexpr int64_t kCols = Shape::kPanels * kPanelCols;
+    const int64_t tiles = (count + kGemmRows - 1) / kGemmRows;
+    const int64_t stored = stored_panel(args);
+    const Stored* at = static_cast<const Stored*>(args.weight) + panel * stored;
+    if (args.inputs == 0) __builtin_memset(strip, 0, count * kCols * sizeof(float));
+    for (int64_t first = 0; first < args.inputs; first += kBlockSteps) {
+      const int64_t left = args.inputs - first;
+      const int64_t inner = left < kBlockSteps ? left : kBlockSteps, steps = steps_of(inner);
+      const Element* b;
+      int64_t b_panel;
+      if constexpr (Weight::kInPlace) {
+        b = reinterpret_cast<const Element*>(at) + first / kStep * kPanelCols;
+        b_panel = stored;
+      } else {
+        b_panel = kBlockSteps * kPanelCols;
+        for (int p = 0; p < Shape::kPanels; ++p) {
+          Weight::widen(at + p * stored, first, inner, widened + p * b_panel);
+        }
+        b = widened;
+      }
+      for (int64_t t = 0; t < tiles; ++t) {
+        // Rows are dealt out evenly: 16 rows are 6 + 5 + 5, and not 6 + 6 + 4.
+        const int64_t begin = t * count / tiles, height = (t + 1) * count / tiles - begin;
+        const Element* a_tile = a + begin * a_row + first / kStep;
+        float* c = strip + begin * kCols;
+        if (first == 0) {
+          tile_of<Step, Shape, Into::kSet>(height, a_tile, a_row, b, b_panel, steps, c, kCols);
+        } else {
+          tile_of<Step, Shape, Into::kAdd>(height, a_tile, a_row, b, b_panel, steps, c, kCols);
+        }
+      }
+    }
+  }
+
+  void run(int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
+    const int64_t count = row_end - row_begin;
+    const Element* a;
+    int64_t a_row;
+    if (rows) {
+      copy_rows(row_begin, row_end);
+      a = rows;
+      a_row = row_stride(args);
+    } else {
+      a = reinterpret_cast<const Element*>(args.x) + row_begin * args.x_row;
+      a_row = args.x_row;
+    }
+    const Epilogue<T> finish{args, args.residual && !args.norm_weight};
+    for (int64_t panel = panel_begin; panel < panel_end;) {
+      int64_t taken = 1;
+      if (count == 1 && panel + kOneRowPanels <= panel_end) {
+        taken = kOneRowPanels;
+        multiply<OneRow>(a, a_row, 1, panel);
+      } else if (panel + kGemmPanels <= panel_end) {
+        taken = kGemmPanels;
+        multiply<Tile>(a, a_row, count, panel);
+      } else {
+        multiply<OnePanel>(a, a_row, count, panel);
+      }
+      const int64_t column = panel * kPanelCols, left = args.outputs - column;
+      const int64_t columns = left < taken * kPanelCols ? left : taken * kPanelCols;
+      finish(row_begin, row_end, column, columns, strip, taken * kPanelCols);
+      panel += taken;
+    }
+  }
+};
+
+// Calls body(T{}, Weight{}) for the dtypes of a call.
+template <typename Body>
+FILBERT_INLINE auto with_types(const LinearDenseArgs& args, Body body) {
+  if (args.dtype == DType::kFloat32) {
+    if (args.weight_dtype == DType::kFloat16) return body(float{}, Float16Weight{});
+    if (args.weight_dtype == DType::kBFloat16) return body(float{}, BFloat16Weight{});
+    return body(float{}, Float32Weight{});
+  }
+#if FILBERT_BF16_PAIRS
+  return body(bf16{}, PairWeight{});
+#else
+  return body(bf16{}, BFloat16Weight{});
+#endif
+}
+
+}  // namespace
+
+int64_t linear_dense_rows(const LinearDenseArgs& args) {
+  return gemm_block_rows(args.inputs * static_cast<int64_t>(sizeof(float)));
+}
+
+int64_t linear_dense_scratch(const LinearDenseArgs& args, int64_t rows) {
+  return with_types(args, [&](auto t, auto w) {
+    return Block<decltype(t), decltype(w)>::layout(args, rows, nullptr, nullptr);
+  });
+}
+
+void linear_dense_block(const LinearDenseArgs& args, int64_t row_begin, int64_t row_end,
+                        int64_t panel_begin, int64_t panel_end, void* scratch) {
+  with_types(args, [&](auto t, auto w) {
+    Block<decltype(t), decltype(w)> block{args, nullptr, nullptr, nullptr};
+    decltype(block)::layout(args, row_end - row_begin, static_cast<char*>(scratch), &block);
+    block.run(row_begin, row_end, panel_begin, panel_end);
+  });
+}
+
+}  // namespace FILBERT_ISA
+}  // namespace filbert

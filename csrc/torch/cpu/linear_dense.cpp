@@ -1,0 +1,107 @@
+// A CPU operator alone: on CUDA dense products are cuBLASLt's.
+#include "args/linear_dense.h"
+
+#include "torch/shared/device.h"
+
+namespace filbert {
+namespace {
+
+constexpr const char* kOp = "linear_dense";
+
+Activation activation_of(const std::string& name) {
+  if (name == "none") return Activation::kNone;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  if (name == "relu") return Activation::kRelu;
+  if (name == "silu") return Activation::kSilu;
+  check(false, kOp, "activation", name.c_str(), "none, gelu, gelu_tanh, relu or silu",
+        "applying any other to the result");
+  return Activation::kNone;
+}
+
+DType weight_dtype_of(const Tensor& weight, DType rows) {
+  const ScalarType type = weight.scalar_type();
+  const bool bfloat16 = type == ScalarType::BFloat16;
+  const bool ok = rows == DType::kBFloat16
+                      ? bfloat16
+                      : bfloat16 || type == ScalarType::Float || type == ScalarType::Half;
+  check(ok, kOp, "dtype of weight", torch::headeronly::toString(type),
+        rows == DType::kBFloat16 ? "bfloat16 for bfloat16 rows"
+                                 : "float32, float16 or bfloat16 for float32 rows",
+        "pack_dense of a weight of that dtype");
+  if (bfloat16) return DType::kBFloat16;
+  return type == ScalarType::Half ? DType::kFloat16 : DType::kFloat32;
+}
+
+void check_packed(const Tensor& weight, DType dtype, int64_t inputs, int64_t outputs) {
+  const bool pairs = dtype == DType::kBFloat16;
+  const int64_t panels = (outputs + kDensePanel - 1) / kDensePanel;
+  const int64_t steps = pairs ? (inputs + 1) / 2 : inputs;
+  bool ok = weight.dim() == (pairs ? 4 : 3) && weight.size(0) == panels &&
+            weight.size(1) == steps && weight.size(2) == kDensePanel && weight.is_contiguous();
+  if (pairs) ok = ok && weight.size(3) == 2;
+  if (ok) return;
+  std::ostringstream need;
+  need << "a contiguous [" << panels << ", " << steps << ", " << kDensePanel
+       << (pairs ? ", 2]" : "]") << " for " << outputs << " outputs of " << inputs << " inputs";
+  check(false, kOp, "weight", weight, need.str().c_str(), "pack_dense of the [N, K] weight");
+}
+
+void check_rows(const Tensor& t, const char* name, int64_t width) {
+  const bool ok =
+      t.dim() == 2 && (width < 0 || t.size(1) == width) && (t.size(1) < 2 || t.stride(1) == 1);
+  check(ok, kOp, name, t, width < 0 ? "[T, K] with contiguous rows" : "[T, N] with contiguous rows",
+        "tensor.flatten(0, -2).contiguous()");
+}
+
+Tensor linear_dense(Tensor x, Tensor weight, int64_t outputs, std::optional<Tensor> bias,
+                    std::string activation, std::optional<Tensor> residual,
+                    std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
+                    double eps) {
+  LinearDenseArgs args{};
+  args.dtype = dtype_of(x, kOp, "x");
+  check_rows(x, "x", -1);
+  check_same_device(weight, x, kOp, "weight");
+  args.weight_dtype = weight_dtype_of(weight, args.dtype);
+  check(outputs >= 0, kOp, "outputs", outputs, "0 or more", "the N of the [N, K] weight");
+  args.rows = x.size(0);
+  args.inputs = x.size(1);
+  args.outputs = outputs;
+  check_packed(weight, args.weight_dtype, args.inputs, outputs);
+  if (bias) check_vector(*bias, outputs, x, kOp, "bias");
+  args.activation = activation_of(activation);
+  if (residual) {
+    check_like(*residual, x, kOp, "residual");
+    check_rows(*residual, "residual", outputs);
+    check(residual->size(0) == args.rows, kOp, "rows of residual", *residual, "the rows of x",
+          "the residual of the same rows");
+    args.residual_row = residual->stride(0);
+  }
+  check(norm_weight.has_value() == norm_bias.has_value(), kOp, "norm_weight and norm_bias",
+        norm_weight ? "norm_weight alone" : "norm_bias alone", "both or neither",
+        "zeros for a missing norm_bias");
+  if (norm_weight) {
+    check_vector(*norm_weight, outputs, x, kOp, "norm_weight");
+    check_vector(*norm_bias, outputs, x, kOp, "norm_bias");
+  }
+  args.eps = static_cast<float>(eps);
+  args.x_row = x.stride(0);
+  Tensor out = torch::stable::new_empty(x, {args.rows, outputs});
+  if (args.rows == 0 || outputs == 0) return out;
+  Call call(x);
+  args.x = call.read(x);
+  args.weight = call.read(weight);
+  args.bias = bias ? call.read(*bias) : nullptr;
+  args.residual = residual ? call.read(*residual) : nullptr;
+  args.norm_weight = norm_weight ? call.read(*norm_weight) : nullptr;
+  args.norm_bias = norm_bias ? call.read(*norm_bias) : nullptr;
+  args.out = call.write(out);
+  linear_dense_cpu(args);
+  call.finish();
+  return out;
+}
+
+}  // namespace
+}  // namespace filbert
+
+FILBERT_LIBRARY_IMPL(m) { m.impl("linear_dense", TORCH_BOX(&filbert::linear_dense)); }
