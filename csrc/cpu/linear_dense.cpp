@@ -52,7 +52,8 @@ void linear_dense_cpu(const LinearDenseArgs& args) {
   // the outputs of a block.
   const int64_t most = kernels.linear_dense_rows(args);
   const int64_t apart = std::clamp<int64_t>(args.rows / kRowsApart, 1, threads);
-  const int64_t blocks = std::max(apart, (args.rows + most - 1) / most);
+  // As many to each thread: with three blocks two threads would take the time of four.
+  const int64_t blocks = ((args.rows + most - 1) / most + apart - 1) / apart * apart;
   const int64_t wanted = std::min((threads + blocks - 1) / blocks, work / kShareWork / blocks);
   const int64_t shares =
       std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, panels / kSharePanels));

@@ -196,6 +196,7 @@ struct Block {
   Element* rows;   // copied rows, or null
   float* widened;  // a block of steps of the strip's panels
   float* strip;
+  int64_t row_begin = 0;  // of the block
 
   static int64_t steps_of(int64_t inner) { return (inner + kStep - 1) / kStep; }
   static int64_t stored_panel(const LinearDenseArgs& args) {
@@ -248,9 +249,35 @@ struct Block {
     }
   }
 
+  // Asks for share t of `tiles` of the next block of steps, to come to L2.
+  template <int kPanels>
+  static FILBERT_INLINE void fetch(const Stored* ahead, int64_t stored, int64_t t, int64_t tiles,
+                                   bool nothing) {
+    if (nothing) return;
+    constexpr int64_t kLines = kBlockSteps / kPerStored * kPanelCols * sizeof(Stored) / 64;
+    for (int p = 0; p < kPanels; ++p) {
+      const char* line = reinterpret_cast<const char*>(ahead + p * stored);
+      for (int64_t i = t * kLines / tiles; i < (t + 1) * kLines / tiles; ++i) {
+        __builtin_prefetch(line + i * 64, 0, 2);
+      }
+    }
+  }
+
+  // Asks for the lines of the result that rows [begin, end) are about to be written to: while sums
+  // are made they come, to be owned, from wherever they were.
+  FILBERT_INLINE void claim(int64_t begin, int64_t end, int64_t panel, int64_t panels) const {
+    const int64_t bytes = panels * kPanelCols * static_cast<int64_t>(sizeof(T));
+    for (int64_t r = begin; r < end; ++r) {
+      const T* out = static_cast<const T*>(args.out) + r * args.outputs + panel * kPanelCols;
+      for (int64_t at = 0; at < bytes; at += 64) {
+        __builtin_prefetch(reinterpret_cast<const char*>(out) + at, 1, 3);
+      }
+    }
+  }
+
   // The sums of rows [0, count) with `panels` panels from `panel` on, into the strip.
   template <typename Shape>
-  void multiply(const Element* a, int64_t a_row, int64_t count, int64_t panel) {
+  void multiply(const Element* a, int64_t a_row, int64_t count, int64_t panel, int64_t panels_end) {
     constexpr int64_t kCols = Shape::kPanels * kPanelCols;
     const int64_t tiles = (count + kGemmRows - 1) / kGemmRows;
     const int64_t stored = stored_panel(args);
@@ -271,7 +298,17 @@ struct Block {
         }
         b = widened;
       }
+      // What comes next is fetched while this is multiplied: a panel is one stream of memory, but
+      // hardware prefetchers stop at every page of it, and between panels.
+      const bool last = first + kBlockSteps >= args.inputs;
+      const Stored* ahead =
+          at + (last ? Shape::kPanels * stored : (first + kBlockSteps) / kPerStored * kPanelCols);
       for (int64_t t = 0; t < tiles; ++t) {
+        fetch<Shape::kPanels>(ahead, stored, t, tiles,
+                              last && panel + Shape::kPanels >= panels_end);
+        if (last)
+          claim(row_begin + t * count / tiles, row_begin + (t + 1) * count / tiles, panel,
+                Shape::kPanels);
         // Rows are dealt out evenly: 16 rows are 6 + 5 + 5, and not 6 + 6 + 4.
         const int64_t begin = t * count / tiles, height = (t + 1) * count / tiles - begin;
         const Element* a_tile = a + begin * a_row + first / kStep;
@@ -285,7 +322,8 @@ struct Block {
     }
   }
 
-  void run(int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
+  void run(int64_t first_row, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
+    row_begin = first_row;
     const int64_t count = row_end - row_begin;
     const Element* a;
     int64_t a_row;
@@ -302,12 +340,12 @@ struct Block {
       int64_t taken = 1;
       if (count == 1 && panel + kOneRowPanels <= panel_end) {
         taken = kOneRowPanels;
-        multiply<OneRow>(a, a_row, 1, panel);
+        multiply<OneRow>(a, a_row, 1, panel, panel_end);
       } else if (panel + kGemmPanels <= panel_end) {
         taken = kGemmPanels;
-        multiply<Tile>(a, a_row, count, panel);
+        multiply<Tile>(a, a_row, count, panel, panel_end);
       } else {
-        multiply<OnePanel>(a, a_row, count, panel);
+        multiply<OnePanel>(a, a_row, count, panel, panel_end);
       }
       const int64_t column = panel * kPanelCols, left = args.outputs - column;
       const int64_t columns = left < taken * kPanelCols ? left : taken * kPanelCols;
@@ -347,7 +385,7 @@ int64_t linear_dense_scratch(const LinearDenseArgs& args, int64_t rows) {
 void linear_dense_block(const LinearDenseArgs& args, int64_t row_begin, int64_t row_end,
                         int64_t panel_begin, int64_t panel_end, void* scratch) {
   with_types(args, [&](auto t, auto w) {
-    Block<decltype(t), decltype(w)> block{args, nullptr, nullptr, nullptr};
+    Block<decltype(t), decltype(w)> block{args, nullptr, nullptr, nullptr, 0};
     decltype(block)::layout(args, row_end - row_begin, static_cast<char*>(scratch), &block);
     block.run(row_begin, row_end, panel_begin, panel_end);
   });

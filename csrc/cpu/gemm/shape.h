@@ -45,8 +45,9 @@ constexpr int64_t kBlockSteps = 128;
 constexpr int kOneRowPanels = kPanelVectors <= 2 ? 4 : 2;
 
 // The bytes of rows that go over all panels before the next ones: they stay in L2 beside the
-// panels, and the weight is read once for each such block.
-constexpr int64_t kBlockBytes = 320 * 1024;
+// panels, and the weight is read once for each such block. Processors with AVX-512 have 1 MB of L2
+// or more, others from 256 KB on and mostly 512.
+constexpr int64_t kBlockBytes = (FILBERT_VECTOR_BYTES == 64 ? 640 : 320) * 1024;
 
 // How many rows are that many bytes: whole tiles, two at least, so that a part of the panels in L1
 // is used twice, and no more than keep the strip of sums there too.
