@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
+from filbert import _load
 from filbert.nn import PackedLinear, dense
+from filbert.nn import dense_backends as backends
 from filbert.nn.dense import gelu_kind, row_dtype
 from tolerances import assert_close_to_native, assert_exact
 
@@ -19,12 +21,11 @@ CPU = torch.device("cpu")
 SHAPES = [(1, 8), (24, 16), (25, 17), (96, 48)]
 
 
-@pytest.fixture(params=["as chosen", "linear"])
-def fallback(request, monkeypatch):
-    """Once with the backend this machine chooses, once with F.linear."""
-    if request.param == "linear":
-        monkeypatch.setattr(dense, "_why_no_onednn", lambda dtype: "switched off by a test")
-    return request.param == "linear"
+@pytest.fixture(params=backends.BACKENDS, ids=lambda kind: kind.name)
+def backend(request, monkeypatch):
+    """Each backend in turn, if it can run here; else what is chosen in its place."""
+    monkeypatch.setattr(backends, "BACKENDS", (request.param, backends.FLinear))
+    return request.param
 
 
 def exact(x, weight, bias, activation):
@@ -38,15 +39,16 @@ def native(x, weight, bias, activation):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh"])
-def test_product(fallback, shape, dtype, with_bias, activation):
+def test_product(backend, shape, dtype, with_bias, activation):
     torch.manual_seed(0)
     weight = torch.randn(shape).to(dtype)
     bias = torch.randn(shape[0]).to(dtype) if with_bias else None
     linear = PackedLinear([weight], bias, activation=activation)
-    assert (linear.backend == "linear") == fallback
+    runs = backend.why_not(weight, linear.compute_dtype) is None
+    assert linear.backend == (backend.name if runs else "linear")
     x = torch.randn(78, shape[1]).to(dtype)
     before = x.clone()
     # Judged together: of a single number the native error can be next to nothing by chance.
@@ -69,14 +71,14 @@ def test_product(fallback, shape, dtype, with_bias, activation):
 def test_backend_is_named(widened):
     dtype = torch.bfloat16 if widened else torch.float32
     linear = PackedLinear([torch.randn(16, 8).to(dtype)], compute_dtype=torch.float32)
-    if torch.backends.mkldnn.is_available():
-        assert linear.backend == ("onednn-f32" if widened else "onednn")
-    else:
-        assert linear.backend == "linear"
+    if _load.have_ops():
+        assert linear.backend == "filbert"
+        assert ("bfloat16 weight" in linear.kernel) == widened
+        assert linear.nbytes == 16 * 8 * dtype.itemsize
+        assert linear.batch_invariant
     assert linear.reason
-    assert ("widened" in linear.reason) == widened
     assert linear.kernel in str(linear)
-    assert linear.nbytes == 16 * 8 * 4
+    assert linear.config()["weight_dtype"] == str(dtype).removeprefix("torch.")
 
 
 def test_rows_are_widened_exactly_where_bf16_is_slow(monkeypatch):
@@ -90,7 +92,7 @@ def test_rows_are_widened_exactly_where_bf16_is_slow(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", [(24,), (24, 24, 24), (8, 16)])
-def test_weights_come_back_bit_for_bit(fallback, dtype, sizes):
+def test_weights_come_back_bit_for_bit(backend, dtype, sizes):
     weights = [torch.randn(n, 16).to(dtype) for n in sizes]
     weights[0][0, :4] = torch.tensor([1e-39, -0.0, float("inf"), 3e38])
     linear = PackedLinear(weights)
@@ -125,7 +127,7 @@ def test_there_is_nothing_to_save_or_to_train():
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_copies(fallback, copier, dtype):
+def test_copies(backend, copier, dtype):
     packed = PackedLinear(
         [torch.randn(24, 16).to(dtype)], torch.randn(24).to(dtype), activation="gelu"
     )
@@ -165,12 +167,13 @@ def test_a_library_that_computes_wrongly_is_not_used(monkeypatch):
     def off_by_a_little(*args):
         return real(*args) * 1.5
 
-    dense._why_no_onednn.cache_clear()
+    backends.why_no_onednn.cache_clear()
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", off_by_a_little)
-    assert "self-check" in dense._why_no_onednn(torch.float32)
+    assert "self-check" in backends.why_no_onednn(torch.float32)
     monkeypatch.undo()
-    dense._why_no_onednn.cache_clear()
-    monkeypatch.setattr(dense, "_same_bits", lambda a, b: False)
+    backends.why_no_onednn.cache_clear()
+    monkeypatch.setattr(backends, "BACKENDS", (backends.OneDNN, backends.FLinear))
+    monkeypatch.setattr(backends, "same_bits", lambda a, b: False)
     packed = PackedLinear([torch.randn(8, 8)])
     assert packed.backend == "linear"
     assert "unchanged" in packed.reason

@@ -160,7 +160,8 @@ def unpack_dense(packed: Tensor, outputs: int, inputs: int) -> Tensor:
     panels = packed if packed.ndim == 4 else packed.unsqueeze(-1)
     count, steps, side, pair = panels.shape
     whole = panels.transpose(1, 2).reshape(count * side, steps * pair)
-    return whole[:outputs, :inputs].contiguous()
+    own = whole.shape == (outputs, inputs)  # else a view of more than is there
+    return whole if own else whole[:outputs, :inputs].clone(memory_format=torch.contiguous_format)
 
 
 def linear_dense(

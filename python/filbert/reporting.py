@@ -122,11 +122,14 @@ def rows_of_encoder(name: str, encoder: SwappedEncoder) -> list[ReportRow]:
             ReportRow(f"{where} (attention)", "padded attention", "packed attention",
                       f"attn_varlen {ours}", 0, why)
         )  # fmt: skip
+        follows = f"norm_residual {ours}"
+        if layer.out.batch_invariant:
+            follows = f"in linear_dense {ours}"
         size = layer.attn_norm_weight.element_size() * encoder.hidden_size
         for norm in ("attn_norm", "ffn_norm"):
             rows.append(
-                ReportRow(f"{where}.{names[norm]}", "LayerNorm", "bias + residual + LayerNorm",
-                          f"norm_residual {ours}", 3 * size, why)
+                ReportRow(f"{where}.{names[norm]}", "LayerNorm", "residual + LayerNorm",
+                          follows, 2 * size, why)
             )  # fmt: skip
     head = ReportRow(
         name,

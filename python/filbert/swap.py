@@ -149,7 +149,10 @@ class SwappedEncoder(PackedEncoder):
         if self.is_packed and self.compute_dtype != self.model_dtype:
             # Widened weights take more bytes than the parameters say. A buffer says the rest.
             packed = sum(m.weight.numel() for linears in self.linears for m in linears)
-            more = packed * (self.compute_dtype.itemsize - self.model_dtype.itemsize)
+            held = sum(
+                linear.weight_bytes for layer in self.layers for _, linear in layer.linears()
+            )
+            more = max(0, held - packed * self.model_dtype.itemsize)
             device = next(iter(named.values())).device
             byte = torch.empty(1, dtype=torch.uint8, device=device)
             self.register_buffer(_WIDENED, byte.expand(more), persistent=False)

@@ -54,6 +54,14 @@ void check_rows(const Tensor& t, const char* name, int64_t width) {
         "tensor.flatten(0, -2).contiguous()");
 }
 
+// How many rows there is memory for where `rows` are asked for: one of 8 sizes to an octave. Packed
+// batches have any number of rows, and an allocator that sees hundreds of sizes keeps ever more.
+int64_t capacity_of(int64_t rows) {
+  int64_t step = 4;
+  while (16 * step < rows) step *= 2;
+  return (rows + step - 1) / step * step;
+}
+
 Tensor linear_dense(Tensor x, Tensor weight, int64_t outputs, std::optional<Tensor> bias,
                     std::string activation, std::optional<Tensor> residual,
                     std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
@@ -86,7 +94,9 @@ Tensor linear_dense(Tensor x, Tensor weight, int64_t outputs, std::optional<Tens
   }
   args.eps = static_cast<float>(eps);
   args.x_row = x.stride(0);
-  Tensor out = torch::stable::new_empty(x, {args.rows, outputs});
+  const int64_t capacity = capacity_of(args.rows);
+  Tensor out = torch::stable::new_empty(x, {capacity, outputs});
+  if (capacity != args.rows) out = torch::stable::narrow(out, 0, 0, args.rows);
   if (args.rows == 0 || outputs == 0) return out;
   Call call(x);
   args.x = call.read(x);

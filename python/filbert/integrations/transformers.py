@@ -299,11 +299,9 @@ def _check_numbers(parts: LayerParts, r: _Reader) -> None:
 def _device_reasons(dtype: torch.dtype, device: torch.device) -> list[str]:
     """Why weights of ``dtype`` on ``device`` cannot be packed; empty if they can."""
     reasons = []
-    known = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-    if device.type == "cuda":
-        known[torch.float16] = "float16"
+    known = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
     if dtype not in known:
-        names = " and ".join(known.values())
+        names = ", ".join(known.values())
         reasons.append(
             f"dtype {dtype}: on {device.type} the kernels have {names}; try model.float() or "
             "model.bfloat16()"

@@ -18,6 +18,7 @@ from ..config import PackedEncoderConfig
 from ..packing import PackedBatch
 from ..refusals import below_autograd, has_tangent
 from .dense import PackedLinear, gelu_kind, row_dtype
+from .dense_backends import Norm
 from .row_blocks import block_size, fill_up
 
 __all__ = ["LayerParts", "PackedEncoder", "PackedLayer"]
@@ -91,8 +92,6 @@ class PackedLayer(nn.Module):
             :meth:`forward_first` needs.
     """
 
-    out_bias: Tensor | None
-    down_bias: Tensor | None
     attn_norm_weight: Tensor
     attn_norm_bias: Tensor
     ffn_norm_weight: Tensor
@@ -153,17 +152,14 @@ class PackedLayer(nn.Module):
                 self.key_value = packed([parts.key, parts.value], [k, v])
             else:
                 self.query_key_value = packed([parts.query, parts.key, parts.value], [q, k, v])
-            self.out = PackedLinear([padded(parts.out.weight, 1)], compute_dtype=dtype)
+            self.out = PackedLinear([padded(parts.out.weight, 1)], out, compute_dtype=dtype)
             kind = gelu_kind(parts.activation)
             self.up = PackedLinear(
                 [parts.up.weight], parts.up.bias, activation=kind, compute_dtype=dtype
             )
             # Any other activation is the model's own function, run on the GEMM's result.
             self.activation = None if kind else parts.activation
-            self.down = PackedLinear([parts.down.weight], compute_dtype=dtype)
-            # The biases of the two residual branches are added by norm_residual, in float32.
-            self._hold("out_bias", out, dtype)
-            self._hold("down_bias", parts.down.bias, dtype)
+            self.down = PackedLinear([parts.down.weight], parts.down.bias, compute_dtype=dtype)
             for name, norm in (("attn_norm", parts.attn_norm), ("ffn_norm", parts.ffn_norm)):
                 self._hold(f"{name}_weight", norm.weight, dtype)
                 self._hold(f"{name}_bias", norm.bias, dtype)
@@ -198,8 +194,11 @@ class PackedLayer(nn.Module):
 
     def fill_up(self, rows: Tensor) -> Tensor:
         """``rows`` ``[T, N]`` and, on a CPU, rows of zeros behind them, so that the GEMMs see few
-        numbers of rows; see :mod:`filbert.nn.row_blocks`."""
-        return rows if self.row_block is None else fill_up(rows, self.row_block)
+        numbers of rows, where the library behind keeps something for each; see
+        :mod:`filbert.nn.row_blocks`."""
+        if self.row_block is None or not self.up.keeps_row_counts:
+            return rows
+        return fill_up(rows, self.row_block)
 
     def forward(self, rows: Tensor, batch: PackedBatch) -> Tensor:
         """Rows ``[T, N]`` to ``[T, N]``, in ``compute_dtype``. T may be more than the batch's rows;
@@ -262,17 +261,13 @@ class PackedLayer(nn.Module):
 
     def _finish(self, context: Tensor, rows: Tensor) -> Tensor:
         """Everything after attention; each row on its own."""
-        mixed = ops.norm_residual_(
-            self.out(context), self.out_bias, rows, self.attn_norm_weight, self.attn_norm_bias,
-            self.attn_norm_eps,
-        )  # fmt: skip
+        norm = Norm(self.attn_norm_weight, self.attn_norm_bias, self.attn_norm_eps)
+        mixed = self.out(context, residual=rows, norm=norm)
         inner = self.up(mixed)
         if self.activation is not None:
             inner = self.activation(inner)
-        return ops.norm_residual_(
-            self.down(inner), self.down_bias, mixed, self.ffn_norm_weight, self.ffn_norm_bias,
-            self.ffn_norm_eps,
-        )  # fmt: skip
+        norm = Norm(self.ffn_norm_weight, self.ffn_norm_bias, self.ffn_norm_eps)
+        return self.down(inner, residual=mixed, norm=norm)
 
 
 class PackedEncoder(nn.Module):
