@@ -53,7 +53,7 @@ check-torch-headers: $(VENV)/.torch
 
 # Every case with its default budget, on an otherwise idle machine; see python -m bench run --help.
 bench: $(VENV)/.bench
-	for case in attn_varlen norm_residual bias_gelu gather_rows memory e2e linear_binary e2e_binary; do \
+	for case in attn_varlen norm_residual bias_gelu gather_rows memory e2e linear_dense linear_binary e2e_binary; do \
 	  $(BIN)/python -m bench run $$case --json bench/results/$$case.json || exit 1; \
 	done
 

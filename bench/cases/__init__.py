@@ -15,11 +15,15 @@ from . import (
     e2e_binary,
     gather_rows,
     linear_binary,
+    linear_dense,
     memory,
     norm_residual,
 )
 
-_ALL = (e2e, attn_varlen, norm_residual, bias_gelu, gather_rows, memory, linear_binary, e2e_binary)
+_ALL = (
+    e2e, attn_varlen, norm_residual, bias_gelu, gather_rows, memory, linear_dense, linear_binary,
+    e2e_binary,
+)  # fmt: skip
 CASES: dict[str, ModuleType] = {case.NAME: case for case in _ALL}
 
 

@@ -76,11 +76,15 @@ class _Layer:
         return Contestant(REFERENCE, lambda: F.linear(self.signs, self.dense, bias), lambda y: y)
 
     def packed(self) -> Contestant:
-        from filbert.nn import PackedLinear
+        from filbert.nn.dense import row_dtype
+        from filbert.nn.dense_backends import OneDNN
 
-        layer = PackedLinear([self.dense], self.bias.to(self.dtype))
-        signs = self.signs.to(layer.compute_dtype)
-        return Contestant("oneDNN packed", lambda: layer(signs), lambda y: y, note=layer.kernel)
+        rows = row_dtype(self.dtype, self.x.device)
+        layer, signs, bias = OneDNN(self.dense, rows), self.signs.to(rows), self.bias.to(rows)
+        return Contestant(
+            "oneDNN packed", lambda: layer.product(signs, bias, None), lambda y: y,
+            note=layer.kernel,
+        )  # fmt: skip
 
     def numbers_out(self) -> Contestant:
         """Packing the rows is timed."""
