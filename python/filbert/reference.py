@@ -161,7 +161,11 @@ def unpack_dense(packed: Tensor, outputs: int, inputs: int) -> Tensor:
     count, steps, side, pair = panels.shape
     whole = panels.transpose(1, 2).reshape(count * side, steps * pair)
     own = whole.shape == (outputs, inputs)  # else a view of more than is there
-    return whole if own else whole[:outputs, :inputs].clone(memory_format=torch.contiguous_format)
+    return (
+        whole.contiguous()
+        if own
+        else whole[:outputs, :inputs].clone(memory_format=torch.contiguous_format)
+    )
 
 
 def linear_dense(
