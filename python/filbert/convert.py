@@ -64,8 +64,9 @@ def convert(
     model is called as before and is for inference only: run it in eval mode, inside
     ``torch.inference_mode()`` or ``torch.no_grad()``. A call that would have to record a gradient
     raises; it does not where nothing up to and in the encoder requires one, so that what follows a
-    frozen encoder can be trained. Rows that are padding come back as zeros, or
-    with ``PackedEncoderConfig(masked_rows="compute")`` as transformers computes them.
+    frozen encoder can be trained. Rows that are padding come back as zeros, or with
+    ``PackedEncoderConfig(masked_rows="compute")`` as transformers computes them. On a CPU a text's
+    hidden states have the same bits alone, in any batch and on any number of threads.
     ``state_dict`` and ``save_pretrained`` give the original names and weights; casting and moving
     the model packs it again. Converting a converted model does nothing.
 
@@ -81,7 +82,7 @@ def convert(
     and each copy packs its own. ``share_memory`` leaves the encoder as it is.
 
     Args:
-        model: any module; float32 or bfloat16 weights, on a CUDA device also float16. Or what keeps
+        model: any module; float32, bfloat16 or float16 weights. Or what keeps
             one as its ``model``, such as a pipeline.
         config: settings; the defaults if not given.
         strict: refuse the whole model if any encoder in it is refused. If False, what can be
