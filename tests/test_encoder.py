@@ -10,7 +10,7 @@ import transformers
 
 from filbert.config import PackedEncoderConfig
 from filbert.convert import convert, revert
-from filbert.packing import PackedBatch
+from filbert.packed.batch import PackedBatch
 from filbert.pooling import embed
 from models import (
     ATTENTIONS,

@@ -16,7 +16,7 @@ from filbert import _load, binarize, ops
 from filbert.convert import convert
 from filbert.integrations.transformers import read_encoder
 from filbert.nn import PackedEncoder, PackedLinear
-from filbert.packing import PackedBatch
+from filbert.packed.batch import PackedBatch
 from models import FAMILIES, MASKS, build, run, swapped, tokens
 from tolerances import assert_exact
 

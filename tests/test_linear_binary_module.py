@@ -21,7 +21,7 @@ from filbert.nn import (
     threshold_of,
     weight_tiles,
 )
-from filbert.packed_bits import PackedBits
+from filbert.packed.bits import PackedBits
 from tolerances import assert_exact
 
 pytestmark = pytest.mark.usefixtures("one_thread")

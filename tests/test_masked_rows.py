@@ -12,7 +12,7 @@ from filbert.config import PackedEncoderConfig
 from filbert.convert import convert, report
 from filbert.integrations.transformers import read_encoder
 from filbert.nn import PackedEncoder
-from filbert.packing import PackedBatch
+from filbert.packed.batch import PackedBatch
 from filbert.pooling import embed
 from models import ATTENTIONS, MASKS, build, exactly, run, swapped, tokens
 from tolerances import assert_close_to_native, assert_exact

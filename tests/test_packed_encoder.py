@@ -10,7 +10,7 @@ import torch
 
 from filbert.integrations.transformers import read_encoder
 from filbert.nn import PackedEncoder
-from filbert.packing import PackedBatch
+from filbert.packed.batch import PackedBatch
 from models import FAMILIES, MASKS, build
 from tolerances import assert_close_to_native, assert_exact
 

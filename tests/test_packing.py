@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from filbert.packing import PackedBatch
+from filbert.packed.batch import PackedBatch
 from models import MASKS
 from tolerances import assert_close_to_native, assert_exact
 

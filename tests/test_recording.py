@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from filbert.convert import convert, revert
-from filbert.packing import PackedBatch
+from filbert.packed.batch import PackedBatch
 from models import MASKS, build, run, tokens
 from tolerances import assert_exact
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from filbert.nn.row_blocks import block_size, fill_up, filled_rows
-from filbert.packing import PackedBatch
+from filbert.packed.batch import PackedBatch
 from models import MASKS
 from test_packed_encoder import hidden_states, packed
 from tiny_model import python_environment

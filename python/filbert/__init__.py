@@ -31,8 +31,8 @@ from .ops import (
     softmax_table,
     unpack_dense,
 )
-from .packed_bits import PackedBits
-from .packing import PackedBatch
+from .packed.batch import PackedBatch
+from .packed.bits import PackedBits
 from .pooling import embed
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import ops
 from .convert import owner_of
 from .integrations.holders import module_of
-from .packing import PackedBatch, mean_of_segments
+from .packed.batch import PackedBatch, mean_of_segments
 from .pooling import embed, unit_length
 from .probe import allowed_difference
 from .swap import SwappedEncoder

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .convert import owner_of
 from .integrations.holders import is_sentence_transformer, module_of, recipe_of
-from .packing import PackedBatch
+from .packed.batch import PackedBatch
 from .swap import EncoderReached, SwappedEncoder, stop_at_encoder
 
 __all__ = ["embed"]
@@ -45,7 +45,7 @@ def embed(
 
     Returns:
         ``[B, N]`` in the model's dtype, zeros for a text without tokens. With ``"none"`` the packed
-        rows ``[T, N]`` and their :class:`~filbert.packing.PackedBatch`.
+        rows ``[T, N]`` and their :class:`~filbert.packed.batch.PackedBatch`.
 
     Raises:
         TypeError: no model, or no tensor of ids.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..packed_bits import PackedBits
-from ..packing import PackedBatch
+from ..packed.batch import PackedBatch
+from ..packed.bits import PackedBits
 from .dot_packer import DotPacker
 from .linear_binary import TILE, LinearBinary
 from .linear_binary_sum import LinearBinarySum, linear_from_config

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
-from ..packed_bits import PackedBits
-from ..packing import PackedBatch
+from ..packed.batch import PackedBatch
+from ..packed.bits import PackedBits
 from .binary_attention import BinaryAttention, MixedAttention, attention_from_config
 from .binary_embedding import BinaryEmbedding, check_ids
 from .dot_packer import DotPacker

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops, reference
-from ..packed_bits import PackedBits
+from ..packed.bits import PackedBits
 from .binary_weight import weight_signs, weight_tiles
 from .dot_packer import DotPacker
 from .inference import check_no_gradient

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..config import PackedEncoderConfig
-from ..packing import PackedBatch
+from ..packed.batch import PackedBatch
 from ..refusals import below_autograd, has_tangent
 from .dense import PackedLinear, gelu_kind, row_dtype
 from .dense_backends import Norm

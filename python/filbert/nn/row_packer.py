@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..packed_bits import PackedBits
+from ..packed.bits import PackedBits
 from .inference import check_no_gradient
 from .thresholds import threshold_of
 

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from ...nn import BinaryAttention, BinaryBert, BinaryLayer, LinearBinary, LinearBinarySum
 from ...nn.row_packer import SCALE_FLOOR
-from ...packed_bits import PackedBits
-from ...packing import PackedBatch
+from ...packed.batch import PackedBatch
+from ...packed.bits import PackedBits
 from .latent import LatentBert, LatentLayer, LatentLinear, Linears
 from .quantizers import keep_negative
 from .student import BinarizedBert

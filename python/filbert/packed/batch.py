@@ -15,8 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from . import ops
-from .refusals import refuse_recording
+from .. import ops
+from ..refusals import refuse_recording
 
 __all__ = ["PackedBatch"]
 

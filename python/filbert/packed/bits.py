@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from .. import ops, reference
 
 __all__ = ["PackedBits"]
 
