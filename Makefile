@@ -19,7 +19,7 @@ DEV_INSTALL = $(INSTALL) -Ccmake.define.FILBERT_CUDA=AUTO \
 .PHONY: demo test test-avx512 bench gpu-check check-torch-headers lint build clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m filbert.demo
+	$(BIN)/python -m filbert.app.demo
 
 # Tests run in as many processes as there are processors; WORKERS=0 runs them in one.
 WORKERS ?= auto

@@ -168,9 +168,9 @@ DEFAULT = ("bert-base-128", "bert-base-256", "bert-base-512-b8", "minilm-topics"
 
 def _corpus() -> Any:
     try:
-        from filbert import corpus
+        from filbert.app import corpus
     except ImportError as error:
-        raise Unavailable(f"filbert.corpus cannot be imported: {error}") from error
+        raise Unavailable(f"filbert.app.corpus cannot be imported: {error}") from error
     return corpus
 
 

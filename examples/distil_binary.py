@@ -19,9 +19,9 @@ import torch
 from torch.nn import functional as F
 
 import filbert
+from filbert.app.corpus import help_passages, minilm_folder
+from filbert.app.embedder import Embedder, ModelFolder
 from filbert.compress.binarize import BinarizedBert, distil, evaluate, teacher_outputs
-from filbert.corpus import help_passages, minilm_folder
-from filbert.embedder import Embedder, ModelFolder
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 

@@ -33,7 +33,7 @@ if _WORKERS > 1:
 # The server that forks processes starts once, for whichever test needs it first. It holds what
 # takes time to import; it does not find the tests themselves.
 if "forkserver" in multiprocessing.get_all_start_methods():
-    multiprocessing.set_forkserver_preload(["filbert.embedding", "pytest", "torch", "tqdm"])
+    multiprocessing.set_forkserver_preload(["filbert.app.embedding", "pytest", "torch", "tqdm"])
 
 import torch  # noqa: E402 - reads the environment
 

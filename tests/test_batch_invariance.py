@@ -60,7 +60,7 @@ def test_every_family(family, dtype):
 def test_minilm(dtype):
     from transformers import AutoModel
 
-    from filbert.corpus import minilm_folder
+    from filbert.app.corpus import minilm_folder
 
     model = convert(AutoModel.from_pretrained(minilm_folder(), dtype=dtype).eval())
     generator = torch.Generator().manual_seed(2)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import filbert
-from filbert.cli import main
+from filbert.app.cli import main
 from tiny_model import python_command, python_environment, save_tiny_bert, sentence
 
 ROWS = 6_500
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(place: Path, *words: str) -> subprocess.Popen[str]:
     """A process that hears Ctrl-C, even where this one does not: in the background of a script."""
     return subprocess.Popen(
-        python_command("-m", "filbert.cli", *words),
+        python_command("-m", "filbert.app.cli", *words),
         cwd=place,
         env=python_environment(),
         stdout=subprocess.PIPE,
@@ -192,7 +192,7 @@ def test_full_disk_is_an_error_that_can_be_mended(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from filbert.rowstore import RowStore
+    from filbert.app.rowstore import RowStore
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
@@ -244,7 +244,7 @@ def test_info_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_command_line_is_light() -> None:
     """Help must not wait for transformers, nor need the packages of one command."""
     program = (
-        "import sys, filbert.cli; filbert.cli.main(['embed', '--help']); "
+        "import sys, filbert.app.cli; filbert.app.cli.main(['embed', '--help']); "
         "print([n for n in ('transformers', 'pyarrow') if n in sys.modules])"
     )
     done = subprocess.run(

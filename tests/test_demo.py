@@ -1,4 +1,4 @@
-"""``python -m filbert.demo`` and the text it runs on."""
+"""``python -m filbert.app.demo`` and the text it runs on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from filbert import demo
-from filbert.corpus import help_passages, minilm_folder
-from filbert.demo import main
-from filbert.embedder import Embedder, ModelFolder
+from filbert.app import demo
+from filbert.app.corpus import help_passages, minilm_folder
+from filbert.app.demo import main
+from filbert.app.embedder import Embedder, ModelFolder
 
 
 @pytest.mark.parametrize("max_words", [40, 180])

@@ -15,10 +15,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filbert.corpus import minilm_folder
-from filbert.embedder import Embedder, ModelFolder
-from filbert.embedding import EmbedJob, plan_batches, run_job
-from filbert.textfile import EmbedError
+from filbert.app.corpus import minilm_folder
+from filbert.app.embedder import Embedder, ModelFolder
+from filbert.app.embedding import EmbedJob, plan_batches, run_job
+from filbert.app.textfile import EmbedError
 from tiny_model import save_tiny_bert, sentence
 
 

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from filbert import outputlock, textfile
-from filbert.embedder import Embedder
-from filbert.embedding import EmbedJob, run_job
-from filbert.outputlock import OutputLock
-from filbert.textfile import EmbedError
+from filbert.app import outputlock, textfile
+from filbert.app.embedder import Embedder
+from filbert.app.embedding import EmbedJob, run_job
+from filbert.app.outputlock import OutputLock
+from filbert.app.textfile import EmbedError
 from instant_embedder import InstantEmbedder
 from tiny_model import sentence
 

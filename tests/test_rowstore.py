@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from filbert import rowstore, textfile
-from filbert.embedder import Embedder
-from filbert.embedding import EmbedJob, run_job
-from filbert.outputlock import OutputLock
-from filbert.rowstore import RowStore
-from filbert.textfile import EmbedError
+from filbert.app import rowstore, textfile
+from filbert.app.embedder import Embedder
+from filbert.app.embedding import EmbedJob, run_job
+from filbert.app.outputlock import OutputLock
+from filbert.app.rowstore import RowStore
+from filbert.app.textfile import EmbedError
 from instant_embedder import InstantEmbedder
 from tiny_model import save_tiny_bert, sentence
 

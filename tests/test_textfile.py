@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from filbert import textfile
-from filbert.textfile import EmbedError, TextFile
+from filbert.app import textfile
+from filbert.app.textfile import EmbedError, TextFile
 from tiny_model import sentence
 
 

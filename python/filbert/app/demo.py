@@ -1,4 +1,4 @@
-"""``python -m filbert.demo``: a real model on real text, with transformers and then with filbert.
+"""``python -m filbert.app.demo``: a real model on real text, with transformers and with filbert.
 
 Embeds Python's own help topics with all-MiniLM-L6-v2 three times in one process: by transformers
 as most code does it (padded batches of 32 in input order), by transformers at its best (the same,
@@ -117,7 +117,7 @@ def _environment() -> dict[str, Any]:
     import torch
     import transformers
 
-    from . import __version__, _load
+    from .. import __version__, _load
 
     return {
         "filbert": __version__,
@@ -132,7 +132,7 @@ def _environment() -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m filbert.demo",
+        prog="python -m filbert.app.demo",
         description="Embeds Python's help topics with transformers and with filbert, and compares.",
         allow_abbrev=False,
     )
@@ -148,7 +148,7 @@ def run_demo(args: argparse.Namespace) -> int:
     """Runs the three passes and the questions; returns 1 where the embeddings disagree."""
     import torch
 
-    from .convert import convert
+    from ..convert import convert
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -198,7 +198,7 @@ def run_demo(args: argparse.Namespace) -> int:
     largest, _ = _differences(runs[-1], runs[0])
     if not largest <= TOLERANCE[args.dtype]:
         print(
-            f"\nfilbert.demo: the embeddings differ: got {largest:.2e} between filbert and "
+            f"\nfilbert.app.demo: the embeddings differ: got {largest:.2e} between filbert and "
             f"transformers, need at most {TOLERANCE[args.dtype]:.0e} in {args.dtype}; "
             "try: make test, to see which kernel is wrong",
             file=sys.stderr,
@@ -253,10 +253,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run_demo(args)
     except KeyboardInterrupt:
-        print("filbert.demo: stopped", file=sys.stderr)
+        print("filbert.app.demo: stopped", file=sys.stderr)
         return 130
     except (EmbedError, OSError) as error:
-        print(f"filbert.demo: error: {error}", file=sys.stderr)
+        print(f"filbert.app.demo: error: {error}", file=sys.stderr)
         return 1
 
 

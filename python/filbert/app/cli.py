@@ -144,7 +144,7 @@ def _embed(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from .convert import report
+    from ..convert import report
     from .embedder import Embedder, ModelFolder
 
     embedder = Embedder.load(ModelFolder.read(args.model), dtype=args.dtype, pooling="mean")
@@ -153,7 +153,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from .info import info
+    from ..info import info
 
     print(info())
     return 0
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed the help or the usage error
         return stop.code if isinstance(stop.code, int) else 2
     if args.version:
-        from . import __version__
+        from .. import __version__
 
         print(f"filbert {__version__}")
         return 0

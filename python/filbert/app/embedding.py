@@ -115,7 +115,7 @@ def _identity(job: EmbedJob, folder: ModelFolder, text: TextFile) -> dict[str, A
     """Everything that decides the bytes of the output, versions and thread count included."""
     import torch
 
-    from . import __version__, _load
+    from .. import __version__, _load
 
     return {
         **text.identity(),

@@ -1,0 +1,1 @@
+"""What runs filbert for people: the command line, the embedding job and its files, the demo."""
