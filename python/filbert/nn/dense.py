@@ -160,11 +160,6 @@ class PackedLinear(nn.Module):
         return self._backend.batch_invariant
 
     @property
-    def keeps_row_counts(self) -> bool:
-        """Whether the library behind keeps something for each number of rows it sees."""
-        return self._backend.keeps_row_counts
-
-    @property
     def weight(self) -> Tensor | None:
         """The dense weight ``[out, in]`` where the backend computes with it as it came, or None."""
         return self._backend.shared()

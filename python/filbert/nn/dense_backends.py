@@ -45,8 +45,6 @@ class Backend(ABC):
     reason: str
     #: whether a row's bits depend on that row alone, whatever the others
     batch_invariant = False
-    #: whether the library keeps something for each number of rows it sees
-    keeps_row_counts = False
 
     @staticmethod
     @abstractmethod
@@ -185,7 +183,6 @@ class OneDNN(Backend):
 
     name = "onednn"
     reason = "weight packed once"
-    keeps_row_counts = True
 
     @staticmethod
     def why_not(dense: Tensor, rows: torch.dtype) -> str | None:

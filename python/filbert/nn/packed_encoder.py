@@ -194,11 +194,8 @@ class PackedLayer(nn.Module):
 
     def fill_up(self, rows: Tensor) -> Tensor:
         """``rows`` ``[T, N]`` and, on a CPU, rows of zeros behind them, so that the GEMMs see few
-        numbers of rows, where the library behind keeps something for each; see
-        :mod:`filbert.nn.row_blocks`."""
-        if self.row_block is None or not self.up.keeps_row_counts:
-            return rows
-        return fill_up(rows, self.row_block)
+        numbers of rows and the allocator few sizes; see :mod:`filbert.nn.row_blocks`."""
+        return rows if self.row_block is None else fill_up(rows, self.row_block)
 
     def forward(self, rows: Tensor, batch: PackedBatch) -> Tensor:
         """Rows ``[T, N]`` to ``[T, N]``, in ``compute_dtype``. T may be more than the batch's rows;

@@ -1,9 +1,9 @@
-"""Row counts that a GEMM library sees: few, whatever the lengths of the texts.
+"""Row counts that an allocator and a GEMM library see: few, whatever the lengths of the texts.
 
-Packing makes nearly every batch a new number of rows, and oneDNN compiles and keeps a primitive for
-every number of rows it is asked for. So rows are cut into blocks of one size (by the threads there
-are when a layer is packed), and the last block is filled up with rows of zeros to one of 8 sizes to
-an octave::
+Packing makes nearly every batch a new number of rows. An allocator that sees hundreds of sizes
+keeps ever more, and oneDNN compiles and keeps a primitive for every number of rows. So rows are cut
+into blocks of one size (by the threads there are when a layer is packed), and the last block is
+filled up with rows of zeros to one of 8 sizes to an octave::
 
     T = 1150 rows    |------ 512 ------|------ 512 ------|-- 126 --|
     computed on      |------ 512 ------|------ 512 ------|--- 128 ---|
