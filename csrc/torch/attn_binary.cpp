@@ -4,6 +4,7 @@
 
 #include "torch/shared/binary.h"
 #include "torch/shared/offsets.h"
+#include "torch/shared/text.h"
 
 namespace filbert {
 namespace {
@@ -24,9 +25,10 @@ int64_t read_bits(const Tensor& t, const Tensor& like, int64_t words, const char
 
 std::tuple<Tensor, Tensor> attn_binary(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens,
                                        int64_t max_seqlen, int64_t heads, int64_t head_dim,
-                                       std::optional<Tensor> threshold, std::string ties,
-                                       std::string score_ties, std::optional<Tensor> table,
+                                       std::optional<Tensor> threshold, StringHandle ties_text,
+                                       StringHandle score_ties_text, std::optional<Tensor> table,
                                        double half) {
+  const std::string ties = take_text(ties_text), score_ties = take_text(score_ties_text);
   AttnBinaryArgs args{};
   check(heads >= 1 && heads <= kMaxHeads, kOp, "heads", heads, "1 to 65536",
         "the model's number of heads");

@@ -1,13 +1,15 @@
 #include "args/bias_gelu.h"
 
 #include "torch/shared/device.h"
+#include "torch/shared/text.h"
 
 namespace filbert {
 namespace {
 
 constexpr const char* kOp = "bias_gelu_";
 
-void bias_gelu_(Tensor x, std::optional<Tensor> bias, std::string approximate) {
+void bias_gelu_(Tensor x, std::optional<Tensor> bias, StringHandle approximate_text) {
+  const std::string approximate = take_text(approximate_text);
   BiasGeluArgs args{};
   args.dtype = dtype_of(x, kOp, "x");
   check(x.dim() == 2 && x.is_contiguous(), kOp, "x", x, "a contiguous [T, N]",

@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "torch/shared/binary.h"
+#include "torch/shared/text.h"
 
 namespace filbert {
 namespace {
@@ -65,7 +66,8 @@ ScalarType scalar_type_of(DType dtype) {
 Tensor linear_binary(Tensor words, Tensor sums, Tensor weight, Tensor totals, Tensor alpha,
                      std::optional<Tensor> bias, std::optional<Tensor> scale, int64_t step,
                      int64_t low, std::optional<Tensor> residual, std::optional<Tensor> norm_weight,
-                     std::optional<Tensor> norm_bias, double eps, std::string dtype) {
+                     std::optional<Tensor> norm_bias, double eps, StringHandle dtype_text) {
+  const std::string dtype = take_text(dtype_text);
   constexpr const char* kOp = "linear_binary";
   LinearBinaryArgs args{};
   read_operands(words, sums, weight, totals, step, low, kOp, args);

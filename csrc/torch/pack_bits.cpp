@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "torch/shared/binary.h"
+#include "torch/shared/text.h"
 
 namespace filbert {
 namespace {
@@ -19,7 +20,9 @@ void read_rows(const Tensor& x, const char* op, PackBitsArgs& args) {
   args.x_row = x.stride(0);
 }
 
-std::tuple<Tensor, Tensor> pack_bits(Tensor x, std::optional<Tensor> threshold, std::string ties) {
+std::tuple<Tensor, Tensor> pack_bits(Tensor x, std::optional<Tensor> threshold,
+                                     StringHandle ties_text) {
+  const std::string ties = take_text(ties_text);
   constexpr const char* kOp = "pack_bits";
   PackBitsArgs args{};
   read_rows(x, kOp, args);

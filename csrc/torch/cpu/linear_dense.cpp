@@ -2,6 +2,7 @@
 #include "args/linear_dense.h"
 
 #include "torch/shared/device.h"
+#include "torch/shared/text.h"
 
 namespace filbert {
 namespace {
@@ -63,9 +64,10 @@ int64_t capacity_of(int64_t rows) {
 }
 
 Tensor linear_dense(Tensor x, Tensor weight, int64_t outputs, std::optional<Tensor> bias,
-                    std::string activation, std::optional<Tensor> residual,
+                    StringHandle activation_text, std::optional<Tensor> residual,
                     std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
                     double eps) {
+  const std::string activation = take_text(activation_text);
   LinearDenseArgs args{};
   args.dtype = dtype_of(x, kOp, "x");
   check_rows(x, "x", -1);
