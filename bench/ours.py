@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from typing import Any
 
 from torch import Tensor
@@ -32,18 +31,16 @@ def compiled_filbert() -> Any:
     return filbert
 
 
-def _public(module: str, name: str) -> Any:
-    """``filbert.<module>.<name>``, from its own file: ``filbert.convert`` is both a file and a
-    function, and which of them the package's attribute holds depends on who imported what."""
-    compiled_filbert()
+def _public(name: str) -> Any:
+    """``filbert.<name>``."""
     try:
-        return getattr(importlib.import_module(f"filbert.{module}"), name)
-    except (ImportError, AttributeError) as error:
+        return getattr(compiled_filbert(), name)
+    except AttributeError as error:
         raise Unavailable(f"this filbert has no {name}(): {first_line(error)}") from error
 
 
 def _converted(setup: Setup) -> Any:
-    convert = _public("convert", "convert")
+    convert = _public("convert")
     setup.model.set_attn_implementation("sdpa")
     try:
         return convert(copy.deepcopy(setup.model).to(setup.dtype))
@@ -74,7 +71,7 @@ def filbert_captured(setup: Setup) -> Engine:
     """
     if setup.device == "cpu":
         raise Unavailable("CUDA graphs need a GPU")
-    capture = _public("capture", "capture")
+    capture = _public("capture")
     model = _converted(setup)
     batches = setup.workload.batches()
     sizes = sorted({bucket(sum(batch.lengths)) for batch in batches})
@@ -95,7 +92,7 @@ def filbert_embed(setup: Setup) -> Engine:
     if not setup.workload.pooled:
         raise Unavailable("this workload asks for token vectors, not for pooled ones")
     model = _converted(setup)
-    embed_fn = _public("pooling", "embed")
+    embed_fn = _public("embed")
 
     def embed(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return embed_fn(model, input_ids, attention_mask=attention_mask, pooling="mean")

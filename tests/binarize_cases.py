@@ -8,7 +8,7 @@ import torch
 import filbert
 from binary_reference import SIZES
 from filbert.compress.binarize import BinarizedBert, BinarizedBertConfig
-from filbert.convert import ConvertError
+from filbert.conversion.in_place import ConvertError
 
 
 def own(scheme, **options):

@@ -38,8 +38,8 @@ if "forkserver" in multiprocessing.get_all_start_methods():
 import torch  # noqa: E402 - reads the environment
 
 from filbert import _load, ops  # noqa: E402
-from filbert.nn.dense import row_dtype  # noqa: E402
-from filbert.nn.dense_backends import FLinear  # noqa: E402
+from filbert.nn.dense.backends import FLinear  # noqa: E402
+from filbert.nn.dense.linear import row_dtype  # noqa: E402
 
 ISAS = list(_load.C.isas()) if _load.C is not None else []
 #: 0 is warps and lanes in their order; operands start at a guard page for 1, and else end at one
@@ -154,14 +154,14 @@ def gpu(backend: str, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Where models for the CUDA kernels go. The host passes for a GPU, and converts as one."""
     if backend == "cuda":
         return torch.device("cuda")
-    monkeypatch.setattr("filbert.integrations.transformers._device_reasons", lambda *_: [])
+    monkeypatch.setattr("filbert.conversion.hugging_face.layers._device_reasons", lambda *_: [])
     monkeypatch.setattr(ops, "head_dims", lambda _, own=ops.head_dims: own(torch.device("cuda")))
-    monkeypatch.setattr("filbert.nn.dense_backends.BACKENDS", (FLinear,))
+    monkeypatch.setattr("filbert.nn.dense.backends.BACKENDS", (FLinear,))
 
     def rows(dtype: torch.dtype, device: torch.device) -> torch.dtype:
         return dtype if dtype == torch.float16 else row_dtype(dtype, device)
 
-    for module in ("dense", "packed_encoder"):
+    for module in ("dense.linear", "encoder"):
         monkeypatch.setattr(f"filbert.nn.{module}.row_dtype", rows)
     return torch.device("cpu")
 

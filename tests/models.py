@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from filbert.swap import SwappedEncoder
+from filbert.conversion.swap import SwappedEncoder
 from tolerances import assert_exact
 
 VOCABULARY = 97

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from filbert import _load, embed
-from filbert.convert import convert
+from filbert.conversion.in_place import convert
 from models import FAMILIES, build, swapped, tokens
 from tolerances import assert_close_to_native, assert_exact
 

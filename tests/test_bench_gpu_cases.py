@@ -27,6 +27,7 @@ from bench.results import Report
 from bench.runner import Options
 from bench.timing import Contestant, Unavailable, WallClock
 
+import filbert
 from stand_in_gpu import CEILING, stand_in
 
 # Attention
@@ -327,7 +328,7 @@ class Runner:
 
 @pytest.mark.parametrize("pooled", [False, True])
 def test_a_captured_model_gets_tokens_on_the_host_and_a_bucket_that_holds_them(monkeypatch, pooled):
-    monkeypatch.setattr(importlib.import_module("filbert.capture"), "capture", Runner)
+    monkeypatch.setattr(filbert, "capture", Runner)
     engine = ours.filbert_captured(tiny_setup("cuda", pooled))
     assert engine.note == "graphs of 64 tokens"
     racer = engines.contestant("x", engine, tiny_setup("cuda", pooled))
@@ -337,15 +338,13 @@ def test_a_captured_model_gets_tokens_on_the_host_and_a_bucket_that_holds_them(m
 
 
 def test_a_capture_that_is_refused_or_absent_is_unavailable(monkeypatch):
-    module = importlib.import_module("filbert.capture")
-
     def refuse(*_, **__):
         raise ValueError("model: got one on cpu\nsecond line")
 
-    monkeypatch.setattr(module, "capture", refuse)
+    monkeypatch.setattr(filbert, "capture", refuse)
     with pytest.raises(Unavailable, match=r"capture\(\) refused: model: got one on cpu$"):
         ours.filbert_captured(tiny_setup("cuda"))
-    monkeypatch.delattr(module, "capture")
+    monkeypatch.delattr(filbert, "capture")
     with pytest.raises(Unavailable, match=r"no capture\(\)"):
         ours.filbert_captured(tiny_setup("cuda"))
 

@@ -380,7 +380,7 @@ def test_a_file_gives_the_model_back(scheme, options, tmp_path):
 
 def test_files_of_the_first_format(tmp_path):
     """Bits mean what they did; the softmax of few-bit models was not rounded then."""
-    from filbert.nn.binary_file import file_parts
+    from filbert.nn.file import file_parts
 
     path = str(tmp_path / "model.safetensors")
     for scheme in ("bibert", "bit", "binarybert"):
@@ -440,7 +440,7 @@ def test_files_that_are_refused(model, tmp_path):
     save_file({"x": torch.ones(1)}, str(path))
     with pytest.raises(ValueError, match="without filbert's metadata"):
         load_binary(path)
-    from filbert.nn.binary_file import file_parts
+    from filbert.nn.file import file_parts
 
     tensors, metadata = file_parts(model)
     about = json.loads(metadata["filbert.binary"])

@@ -17,7 +17,7 @@ import filbert
 from conftest import BACKENDS
 from filbert import capture as capture_model
 from filbert import convert, embed
-from filbert.capture import CapturedEncoder, prove
+from filbert.graphs import CapturedEncoder, prove
 from models import FAMILIES, MASKS, build, swapped, tokens
 from tolerances import assert_exact
 

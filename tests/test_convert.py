@@ -11,10 +11,10 @@ import torch
 import transformers
 from torch import nn
 
-from filbert.config import PackedEncoderConfig
-from filbert.convert import ConvertError, convert, report, revert
+from filbert.conversion.in_place import ConvertError, convert, report, revert
+from filbert.conversion.swap import SwappedEncoder
 from filbert.nn import PackedLinear
-from filbert.swap import SwappedEncoder
+from filbert.plan import PackedEncoderConfig
 from models import FAMILIES, MASKS, assert_same_state, bits, build, randomise, run, swapped, tokens
 from tolerances import assert_exact
 

@@ -10,7 +10,7 @@ import torch
 
 from conftest import BACKENDS
 from filbert import convert, embed, report, revert
-from filbert.config import PackedEncoderConfig
+from filbert.plan import PackedEncoderConfig
 from models import FAMILIES, MASKS, assert_same_state, bits, build, exactly, swapped, tokens
 from tolerances import assert_close_to_native, assert_exact
 

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from filbert import _load
-from filbert.nn import PackedLinear, dense
-from filbert.nn import dense_backends as backends
-from filbert.nn.dense import gelu_kind, row_dtype
+from filbert.nn import PackedLinear
+from filbert.nn.dense import backends
+from filbert.nn.dense import linear as dense
+from filbert.nn.dense.linear import gelu_kind, row_dtype
 from tolerances import assert_close_to_native, assert_exact
 
 CPU = torch.device("cpu")

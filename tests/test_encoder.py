@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 
-from filbert.config import PackedEncoderConfig
-from filbert.convert import convert, revert
+from filbert.conversion.in_place import convert, revert
+from filbert.conversion.pooling import embed
 from filbert.packed.batch import PackedBatch
-from filbert.pooling import embed
+from filbert.plan import PackedEncoderConfig
 from models import (
     ATTENTIONS,
     FAMILIES,
@@ -57,7 +57,7 @@ def test_hidden_states(family, dtype, attention, mask):
 @pytest.mark.parametrize(("family", "attention"), ATTENTIONS)
 def test_bfloat16_with_and_without_instructions(family, attention, mask, supported, monkeypatch):
     """Both ways to run a bfloat16 model, on every machine: rows in bfloat16, or in float32."""
-    monkeypatch.setattr("filbert.nn.dense._bf16_gemm", lambda: supported)
+    monkeypatch.setattr("filbert.nn.dense.linear._bf16_gemm", lambda: supported)
     model = build(family, dtype=torch.bfloat16, attention=attention)
     check(model, MASKS[mask], last_hidden)
     rows = torch.bfloat16 if supported else torch.float32

@@ -13,8 +13,8 @@ from torch.autograd import forward_ad
 from binarize_cases import own
 from cases import normal, offsets
 from filbert import _load, binarize, ops
-from filbert.convert import convert
-from filbert.integrations.transformers import read_encoder
+from filbert.conversion.hugging_face.layers import read_encoder
+from filbert.conversion.in_place import convert
 from filbert.nn import PackedEncoder, PackedLinear
 from filbert.packed.batch import PackedBatch
 from models import FAMILIES, MASKS, build, run, swapped, tokens

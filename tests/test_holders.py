@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 
 import filbert
-from filbert.swap import SwappedEncoder
+from filbert.conversion.swap import SwappedEncoder
 from models import MASKS, build, swapped, tokens
 from tiny_model import save_tiny_bert, sentence
 from tolerances import assert_exact

@@ -8,12 +8,12 @@ import json
 import pytest
 import torch
 
-from filbert.config import PackedEncoderConfig
-from filbert.convert import convert, report
-from filbert.integrations.transformers import read_encoder
+from filbert.conversion.hugging_face.layers import read_encoder
+from filbert.conversion.in_place import convert, report
+from filbert.conversion.pooling import embed
 from filbert.nn import PackedEncoder
 from filbert.packed.batch import PackedBatch
-from filbert.pooling import embed
+from filbert.plan import PackedEncoderConfig
 from models import ATTENTIONS, MASKS, build, exactly, run, swapped, tokens
 from tolerances import assert_close_to_native, assert_exact
 

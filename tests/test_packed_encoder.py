@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from filbert.integrations.transformers import read_encoder
+from filbert.conversion.hugging_face.layers import read_encoder
 from filbert.nn import PackedEncoder
 from filbert.packed.batch import PackedBatch
 from models import FAMILIES, MASKS, build
@@ -66,7 +66,7 @@ def test_padded_input(dtype, fold_bias):
 
 def test_rows_stay_float32_where_bfloat16_is_slow(monkeypatch):
     mask, x = MASKS["right"], hidden_states(MASKS["right"], torch.bfloat16)
-    monkeypatch.setattr("filbert.nn.dense._bf16_gemm", lambda: False)
+    monkeypatch.setattr("filbert.nn.dense.linear._bf16_gemm", lambda: False)
     encoder = packed(dtype=torch.bfloat16)
     batch = PackedBatch.from_mask(mask)
     assert encoder.compute_dtype == encoder.pack(x, batch).dtype == torch.float32

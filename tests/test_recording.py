@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from filbert.convert import convert, revert
+from filbert.conversion.in_place import convert, revert
 from filbert.packed.batch import PackedBatch
 from models import MASKS, build, run, tokens
 from tolerances import assert_exact

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from filbert import ops
-from filbert.convert import convert, report, revert
-from filbert.nn.dense_backends import FLinear
+from filbert.conversion.in_place import convert, report, revert
+from filbert.nn.dense.backends import FLinear
 from models import FAMILIES, MASKS, assert_same_state, bits, build, randomise, run, swapped, tokens
 from tolerances import assert_exact
 
@@ -160,7 +160,7 @@ def test_parts_of_the_original_are_not_found_by_accident():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_parameters_answer_for_number_shape_dtype_device_and_bytes(dtype, widened, monkeypatch):
     if widened:
-        monkeypatch.setattr("filbert.nn.dense._bf16_gemm", lambda: False)
+        monkeypatch.setattr("filbert.nn.dense.linear._bf16_gemm", lambda: False)
     model = build("bert", dtype=dtype, hidden_size=384, intermediate_size=1536)
     plain = copy.deepcopy(model)
     convert(model)
@@ -210,7 +210,7 @@ WRITES = [_all_parameters, _a_weight_in_inference_mode, _a_bias, _a_tensor_of_th
 @pytest.mark.parametrize("backend", ["filbert", "linear"])
 def test_a_write_in_place_is_an_error_until_weights_are_loaded(write, backend, monkeypatch):
     if backend == "linear":
-        monkeypatch.setattr("filbert.nn.dense_backends.BACKENDS", (FLinear,))
+        monkeypatch.setattr("filbert.nn.dense.backends.BACKENDS", (FLinear,))
     model = convert(build("bert"))
     state = bits(model)
     write(model)
@@ -242,7 +242,7 @@ def test_writes_to_other_tensors_are_nobodys_business():
 
 
 def test_where_weights_are_not_repacked_parameters_are_views_of_them(monkeypatch):
-    monkeypatch.setattr("filbert.nn.dense_backends.BACKENDS", (FLinear,))
+    monkeypatch.setattr("filbert.nn.dense.backends.BACKENDS", (FLinear,))
     model = build("bert")
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
     convert(model)
@@ -289,7 +289,7 @@ def test_a_model_made_in_inference_mode():
 
 def test_parameters_have_no_zeros_between_odd_heads(monkeypatch):
     """On a GPU weights are dense and hold zeros behind heads that no kernel has as they are."""
-    monkeypatch.setattr("filbert.nn.dense_backends.BACKENDS", (FLinear,))
+    monkeypatch.setattr("filbert.nn.dense.backends.BACKENDS", (FLinear,))
     monkeypatch.setattr(ops, "head_dims", lambda _, own=ops.head_dims: own(torch.device("cuda")))
     model = build("bert", hidden_size=78)
     shapes = {n: p.shape for n, p in model.named_parameters()}

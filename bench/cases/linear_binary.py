@@ -76,8 +76,8 @@ class _Layer:
         return Contestant(REFERENCE, lambda: F.linear(self.signs, self.dense, bias), lambda y: y)
 
     def packed(self) -> Contestant:
-        from filbert.nn.dense import row_dtype
-        from filbert.nn.dense_backends import OneDNN
+        from filbert.nn.dense.backends import OneDNN
+        from filbert.nn.dense.linear import row_dtype
 
         rows = row_dtype(self.dtype, self.x.device)
         layer, signs, bias = OneDNN(self.dense, rows), self.signs.to(rows), self.bias.to(rows)

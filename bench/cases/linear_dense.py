@@ -63,7 +63,7 @@ class _Layer:
         return Contestant(REFERENCE, lambda: F.linear(self.x, self.weight, self.bias), lambda y: y)
 
     def onednn(self) -> Contestant:
-        from filbert.nn.dense_backends import OneDNN
+        from filbert.nn.dense.backends import OneDNN
 
         packed = OneDNN(self.weight, self.x.dtype)
         return Contestant(

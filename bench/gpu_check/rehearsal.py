@@ -7,7 +7,6 @@ the bench has no hole. What differs from a GPU is here and nowhere else.
 
 from __future__ import annotations
 
-import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+import filbert
+from filbert import graphs
 
 from .. import cli, gpu, gpu_timing
 from ..cases import attn_varlen
@@ -81,10 +83,9 @@ class Again:
 
 def capture(model: Any, buckets: Any, *, max_sequences: int) -> Any:
     """``filbert.capture`` without graphs: the same buffers, replayed by :class:`Again`."""
-    module = importlib.import_module("filbert.capture")
     with torch.inference_mode():
-        runner = module.CapturedEncoder(model, buckets, max_sequences, Again)
-        module.prove(runner)
+        runner = graphs.CapturedEncoder(model, buckets, max_sequences, Again)
+        graphs.prove(runner)
     return runner
 
 
@@ -109,7 +110,7 @@ def no_gpu_needed() -> Iterator[None]:
         for name, value in STAND_INS.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         for owner, name, value in (
-            (importlib.import_module("filbert.capture"), "capture", capture),
+            (filbert, "capture", capture),
             (gpu, "COPY_BYTES", 1 << 16), (gpu, "SIDE", 32),
             (gpu_timing, "LEAST_FLUSH", 1 << 16), (gpu_timing, "WARM_UP_S", 0.0),
             (attn_varlen, "GPU_TOKENS", 1024),

@@ -9,11 +9,11 @@ Importing filbert starts no CUDA context and imports no transformers.
 
 from typing import TYPE_CHECKING, Any
 
-from .capture import CapturedEncoder, capture
-from .config import PackedEncoderConfig
-from .convert import ConvertError, convert, report, revert
+from .conversion.in_place import ConvertError, convert, report, revert
+from .conversion.pooling import embed
+from .graphs import CapturedEncoder, capture
 from .info import explain, info
-from .nn.binary_file import load_binary
+from .nn.file import load_binary
 from .ops import (
     attn_binary,
     attn_tiles,
@@ -33,7 +33,7 @@ from .ops import (
 )
 from .packed.batch import PackedBatch
 from .packed.bits import PackedBits
-from .pooling import embed
+from .plan import PackedEncoderConfig
 
 if TYPE_CHECKING:
     from .compress.binarize.conversion import binarize

@@ -144,7 +144,7 @@ def _embed(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from ..convert import report
+    from ..conversion.in_place import report
     from .embedder import Embedder, ModelFolder
 
     embedder = Embedder.load(ModelFolder.read(args.model), dtype=args.dtype, pooling="mean")

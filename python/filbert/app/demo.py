@@ -148,7 +148,7 @@ def run_demo(args: argparse.Namespace) -> int:
     """Runs the three passes and the questions; returns 1 where the embeddings disagree."""
     import torch
 
-    from ..convert import convert
+    from ..conversion.in_place import convert
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)

@@ -229,7 +229,7 @@ class Embedder:
                 f"try --max-length {limit}"
             )
         if convert:
-            from ..convert import convert as swap_encoder
+            from ..conversion.in_place import convert as swap_encoder
 
             swap_encoder(model)
         return cls(
@@ -274,7 +274,7 @@ class Embedder:
         tokens, mask = self.pad(ids)
         with torch.inference_mode():
             if self.converted:
-                from ..pooling import embed
+                from ..conversion.pooling import embed
 
                 pooled = embed(self.model, tokens, mask, self.pooling).float()
             else:

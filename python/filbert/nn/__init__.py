@@ -1,15 +1,15 @@
 """The modules a converted model is made of."""
 
-from .binary_attention import BinaryAttention, MixedAttention
-from .binary_embedding import BinaryEmbedding
-from .binary_encoder import BinaryBert, BinaryBertOutput, BinaryEncoder, BinaryLayer
-from .dense import PackedLinear
-from .dot_packer import DotPacker
-from .linear_binary import LinearBinary, weight_tiles
-from .linear_binary_sum import LinearBinarySum
-from .packed_encoder import LayerParts, PackedEncoder, PackedLayer
-from .row_packer import RowPacker
-from .thresholds import integer_threshold_of, threshold_of
+from .binary.attention import BinaryAttention, MixedAttention
+from .binary.bert import BinaryBert, BinaryBertOutput, BinaryEncoder, BinaryLayer
+from .binary.dot_packer import DotPacker
+from .binary.embedding import BinaryEmbedding
+from .binary.linear import LinearBinary, weight_tiles
+from .binary.linear_sum import LinearBinarySum
+from .binary.row_packer import RowPacker
+from .binary.thresholds import integer_threshold_of, threshold_of
+from .dense.linear import PackedLinear
+from .encoder import LayerParts, PackedEncoder, PackedLayer
 
 __all__ = [
     "BinaryAttention",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...nn.linear_binary import SCHEMES
+from ...nn.binary.linear import SCHEMES
 from .checkpoint_checks import clean
 from .latent import LatentLinear, Linears
 from .quantizers import SCALE_FLOOR

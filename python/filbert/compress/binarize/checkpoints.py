@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from ...convert import ConvertError
-from ...nn.linear_binary import SCHEMES
+from ...conversion.in_place import ConvertError
+from ...nn.binary.linear import SCHEMES
 from .checkpoint_checks import (
     clean,
     no_state_dict,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...convert import ConvertError
+from ...conversion.in_place import ConvertError
 from ...nn import (
     BinaryAttention,
     BinaryBert,
@@ -22,8 +22,8 @@ from ...nn import (
     LinearBinarySum,
     MixedAttention,
 )
-from ...nn.binary_encoder import BinaryEmbeddings
-from ...nn.row_packer import SCALE_FLOOR, one_of
+from ...nn.binary.bert import BinaryEmbeddings
+from ...nn.binary.row_packer import SCALE_FLOOR, one_of
 from .checkpoint_checks import unwrapped
 from .checkpoints import read_checkpoint
 from .equality import compare, compare_with_student

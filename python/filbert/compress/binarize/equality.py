@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...nn import BinaryAttention, BinaryBert, BinaryLayer, LinearBinary, LinearBinarySum
-from ...nn.row_packer import SCALE_FLOOR
+from ...nn.binary.row_packer import SCALE_FLOOR
 from ...packed.batch import PackedBatch
 from ...packed.bits import PackedBits
 from .latent import LatentBert, LatentLayer, LatentLinear, Linears

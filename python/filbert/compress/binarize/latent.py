@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ...nn.row_packer import SCALE_FLOOR, RowPacker
+from ...nn.binary.row_packer import SCALE_FLOOR, RowPacker
 
 __all__ = ["LatentBert", "LatentLayer", "LatentLinear", "Linears"]
 
@@ -19,7 +19,7 @@ class LatentLinear:
         name: in the checkpoint.
         weight: float32 ``[N, K]``.
         bias: float32 ``[N]`` or None.
-        centre, granularity: see :func:`filbert.nn.linear_binary.weight_signs`.
+        centre, granularity: see :func:`filbert.nn.binary.linear.weight_signs`.
         bits: of an input.
         signed: False for inputs that are never negative.
         scale: BiT's ``a``, BinaryBERT's static step, or None.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...nn.row_packer import SCALE_FLOOR, one_of
+from ...nn.binary.row_packer import SCALE_FLOOR, one_of
 
 __all__ = [
     "BITS", "SCALE_FLOOR", "SCHEMES", "TIES", "ElasticBinarizer", "Quantized", "SignQuantizer",

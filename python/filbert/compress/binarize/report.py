@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...nn import BinaryBert
-from ...nn.binary_file import file_parts
+from ...nn.file import file_parts
 from .equality import PartReport
 
 __all__ = ["BinaryReport", "SizeReport", "size_of"]

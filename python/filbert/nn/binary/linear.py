@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops, reference
-from ..packed.bits import PackedBits
-from .binary_weight import weight_signs, weight_tiles
+from ... import ops, reference
+from ...packed.bits import PackedBits
+from ..inference import check_no_gradient
 from .dot_packer import DotPacker
-from .inference import check_no_gradient
 from .row_packer import SCALE_FLOOR, RowPacker, one_of
+from .weight import weight_signs, weight_tiles
 
 __all__ = ["LinearBinary", "weight_signs", "weight_tiles"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import reference
-from .binary_weight import weight_signs
+from ... import reference
+from .weight import weight_signs
 
 __all__ = ["BinaryEmbedding"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import reference
+from ... import reference
 from .row_packer import one_of
 
 __all__ = ["totals_of", "weight_signs", "weight_tiles"]

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..config import PackedEncoderConfig
 from ..packed.batch import PackedBatch
+from ..plan import PackedEncoderConfig
 from ..refusals import below_autograd, has_tangent
-from .dense import PackedLinear, gelu_kind, row_dtype
-from .dense_backends import Norm
+from .dense.backends import Norm
+from .dense.linear import PackedLinear, gelu_kind, row_dtype
 from .row_blocks import block_size, fill_up
 
 __all__ = ["LayerParts", "PackedEncoder", "PackedLayer"]
@@ -87,7 +87,7 @@ class PackedLayer(nn.Module):
         parts: the original modules. They are read, not kept.
         compute_dtype: dtype of the rows, float32 or bfloat16, on CUDA also float16;
             :func:`row_dtype` if not given.
-        fold_bias: see :class:`filbert.config.PackedEncoderConfig`.
+        fold_bias: see :class:`filbert.plan.PackedEncoderConfig`.
         split_query: keep the query weight apart from key and value, which
             :meth:`forward_first` needs.
     """
@@ -272,7 +272,7 @@ class PackedEncoder(nn.Module):
 
     Args:
         parts: one :class:`LayerParts` per layer.
-        fold_bias: see :class:`filbert.config.PackedEncoderConfig`.
+        fold_bias: see :class:`filbert.plan.PackedEncoderConfig`.
         masked_rows: likewise.
 
     Attributes:

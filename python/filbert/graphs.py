@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .convert import owner_of
-from .integrations.holders import module_of
+from .conversion.hugging_face.holders import module_of
+from .conversion.in_place import owner_of
+from .conversion.pooling import embed, unit_length
+from .conversion.probe import allowed_difference
+from .conversion.swap import SwappedEncoder
 from .packed.batch import PackedBatch, mean_of_segments
-from .pooling import embed, unit_length
-from .probe import allowed_difference
-from .swap import SwappedEncoder
 
 __all__ = ["CapturedEncoder", "capture"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..packed.bits import PackedBits
+from ...packed.bits import PackedBits
 from .row_packer import RowPacker
 from .thresholds import ALWAYS, first_where, integer_threshold_of, narrowed
 

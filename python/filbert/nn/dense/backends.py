@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import _load, ops
+from ... import _load, ops
 
 __all__ = ["BACKENDS", "GELU_FORMS", "Backend", "FLinear", "FilbertGemm", "Norm", "OneDNN"]
 

@@ -1,7 +1,7 @@
 """Linear layers whose weight is laid out once, for the best GEMM there is for it.
 
 Nothing here computes: the module picks a backend at construction, see
-:mod:`filbert.nn.dense_backends`, and says which, so that :func:`filbert.report` can.
+:mod:`filbert.nn.dense.backends`, and says which, so that :func:`filbert.report` can.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import _load
-from ..refusals import has_tangent, refuse_gradient
-from .dense_backends import GELU_FORMS, Norm, choose
-from .dense_weights import DenseWeights
+from ... import _load
+from ...refusals import has_tangent, refuse_gradient
+from .backends import GELU_FORMS, Norm, choose
+from .weights import DenseWeights
 
 __all__ = ["PackedLinear", "gelu_kind", "row_dtype"]
 

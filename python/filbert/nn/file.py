@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .binary_encoder import BinaryBert
+from .binary.bert import BinaryBert
 
 __all__ = ["FORMAT", "file_parts", "load_binary", "save_binary"]
 

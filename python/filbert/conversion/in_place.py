@@ -1,7 +1,8 @@
 """``convert`` a model in place, ``revert`` it, and ``report`` what was done.
 
-Encoders are found by structure, read by :mod:`filbert.integrations.transformers`, and swapped for
-a :class:`~filbert.swap.SwappedEncoder`. Each swap is proven on a small example before it is kept.
+Encoders are found by structure, read by :mod:`filbert.conversion.hugging_face.layers`, and swapped
+for a :class:`~filbert.conversion.swap.SwappedEncoder`. Each swap is proven on a small example
+before it is kept.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .config import PackedEncoderConfig
-from .integrations.holders import module_of
+from ..plan import PackedEncoderConfig
+from .hugging_face.holders import module_of
 from .probe import Example, difference, make_example
 from .reporting import Report, ReportRow, left_alone, rows_of_encoder
 from .swap import SwappedEncoder
@@ -106,7 +107,7 @@ def convert(
 
 
 def _convert(model: nn.Module, config: PackedEncoderConfig, strict: bool) -> None:
-    from .integrations.calling import drop_capture_hooks
+    from .hugging_face.calling import drop_capture_hooks
 
     done = [(n, m) for n, m in model.named_modules() if isinstance(m, SwappedEncoder)]
     if other := [n for n, m in done if m.filbert_config != config]:
@@ -155,7 +156,7 @@ def revert(model: Model) -> Model:
         ValueError: the packed encoder itself instead of the model that holds it.
         RuntimeError: parameters that were written in place since; the values written are gone.
     """
-    from .integrations.calling import drop_capture_hooks
+    from .hugging_face.calling import drop_capture_hooks
 
     module = module_of(model, "revert")
     if isinstance(module, SwappedEncoder):
@@ -179,14 +180,14 @@ def report(model: Any) -> Report:
     """What :func:`convert` made of every part of ``model``.
 
     Returns:
-        An iterable of :class:`~filbert.reporting.ReportRow` (name, was, now, kernel, bytes, reason)
-        that prints as an aligned table.
+        An iterable of :class:`~filbert.conversion.reporting.ReportRow` (name, was, now, kernel,
+        bytes, reason) that prints as an aligned table.
     """
     return Report(list(_rows("", module_of(model, "report"))))
 
 
 def _rows(name: str, module: nn.Module) -> Iterator[ReportRow]:
-    from .integrations.transformers import looks_like_encoder, read_encoder
+    from .hugging_face.layers import looks_like_encoder, read_encoder
 
     if isinstance(module, SwappedEncoder):
         yield from rows_of_encoder(name, module)
@@ -210,7 +211,7 @@ def _rows(name: str, module: nn.Module) -> Iterator[ReportRow]:
 def _candidates(model: nn.Module) -> Iterator[_Candidate]:
     """The encoders in ``model``, each once: those that can be read, and the outermost of those
     that cannot and hold none that can."""
-    from .integrations.transformers import looks_like_encoder, read_encoder
+    from .hugging_face.layers import looks_like_encoder, read_encoder
 
     found: list[_Candidate] = []
     inside: set[nn.Module] = set()
@@ -275,8 +276,8 @@ def _refusals(model: nn.Module, candidate: _Candidate) -> list[str]:
 
 def _swap(model: nn.Module, candidate: _Candidate, config: PackedEncoderConfig) -> list[str]:
     """Swaps one encoder and proves it. On failure everything is as before; returns the reasons."""
-    from .integrations.calling import CallConvention
-    from .integrations.transformers import read_encoder
+    from .hugging_face.calling import CallConvention
+    from .hugging_face.layers import read_encoder
 
     encoder, owner = candidate.module, candidate.owner
     hidden = read_encoder(encoder)[0][0].query.in_features

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
-from ..packed.batch import PackedBatch
-from ..packed.bits import PackedBits
+from ... import ops
+from ...packed.batch import PackedBatch
+from ...packed.bits import PackedBits
 from .dot_packer import DotPacker
-from .linear_binary import TILE, LinearBinary
-from .linear_binary_sum import LinearBinarySum, linear_from_config
+from .linear import TILE, LinearBinary
+from .linear_sum import LinearBinarySum, linear_from_config
 from .row_packer import SCALE_FLOOR, RowPacker, one_of
 
 __all__ = ["BinaryAttention", "MixedAttention"]

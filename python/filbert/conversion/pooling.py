@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .convert import owner_of
-from .integrations.holders import is_sentence_transformer, module_of, recipe_of
-from .packed.batch import PackedBatch
+from ..packed.batch import PackedBatch
+from .hugging_face.holders import is_sentence_transformer, module_of, recipe_of
+from .in_place import owner_of
 from .swap import EncoderReached, SwappedEncoder, stop_at_encoder
 
 __all__ = ["embed"]

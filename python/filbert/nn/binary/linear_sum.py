@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .linear_binary import LinearBinary
+from .linear import LinearBinary
 
 __all__ = ["LinearBinarySum", "linear_from_config"]
 

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import ops
-from ..packed.batch import PackedBatch
-from ..packed.bits import PackedBits
-from .binary_attention import BinaryAttention, MixedAttention, attention_from_config
-from .binary_embedding import BinaryEmbedding, check_ids
+from ... import ops
+from ...packed.batch import PackedBatch
+from ...packed.bits import PackedBits
+from ..inference import check_no_gradient
+from ..row_blocks import block_size, fill_up
+from .attention import BinaryAttention, MixedAttention, attention_from_config
 from .dot_packer import DotPacker
-from .inference import check_no_gradient
-from .linear_binary import LinearBinary
-from .linear_binary_sum import LinearBinarySum, linear_from_config
-from .row_blocks import block_size, fill_up
+from .embedding import BinaryEmbedding, check_ids
+from .linear import LinearBinary
+from .linear_sum import LinearBinarySum, linear_from_config
 from .row_packer import RowPacker, one_of
 
 if TYPE_CHECKING:
@@ -389,6 +389,6 @@ class BinaryBert(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes the model to one ``.safetensors`` file, see :func:`filbert.load_binary`."""
-        from .binary_file import save_binary
+        from ..file import save_binary
 
         save_binary(self, path)

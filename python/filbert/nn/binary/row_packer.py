@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..packed.bits import PackedBits
-from .inference import check_no_gradient
+from ...packed.bits import PackedBits
+from ..inference import check_no_gradient
 from .thresholds import threshold_of
 
 __all__ = ["RowPacker"]

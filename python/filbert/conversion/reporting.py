@@ -9,7 +9,7 @@ from itertools import takewhile
 import torch
 from torch import nn
 
-from . import _load
+from .. import _load
 from .swap import SwappedEncoder
 
 __all__ = ["Report", "ReportRow", "left_alone", "rows_of_encoder"]

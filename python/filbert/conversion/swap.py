@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import PackedEncoderConfig
-from .nn.dense_weights import DenseWeights
-from .nn.packed_encoder import LayerParts, PackedEncoder, PackedLayer
-from .nn.placeholder import Placeholders, Watch
-from .refusals import below_autograd, is_exporting, refuse_recording
+from ..nn.dense.weights import DenseWeights
+from ..nn.encoder import LayerParts, PackedEncoder, PackedLayer
+from ..nn.placeholder import Placeholders, Watch
+from ..plan import PackedEncoderConfig
+from ..refusals import below_autograd, is_exporting, refuse_recording
 
 __all__ = ["EncoderReached", "SwappedEncoder", "stop_at_encoder"]
 
@@ -55,7 +55,7 @@ class SwappedEncoder(PackedEncoder):
         read_layers: gives the parts of every layer of an encoder, or the reasons why not. It is
             kept, because weights are packed again after a cast, a move or a load.
         convention: how the encoder is called; see
-            :class:`filbert.integrations.calling.CallConvention`.
+            :class:`filbert.conversion.hugging_face.calling.CallConvention`.
         config: the settings it was converted with.
     """
 

@@ -1,0 +1,1 @@
+"""Models in place: encoders are found, read, swapped for packed ones, proven and reported."""

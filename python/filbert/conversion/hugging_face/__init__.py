@@ -1,0 +1,1 @@
+"""How Hugging Face modules are read: their layers, their calls, and what holds a model."""

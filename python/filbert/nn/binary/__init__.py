@@ -1,0 +1,1 @@
+"""One-bit layers: weights and activations as bits, attention between them, and BERT of them."""

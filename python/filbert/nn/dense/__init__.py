@@ -1,0 +1,1 @@
+"""Float layers: packed weights, what multiplies with them, and attention between them."""
