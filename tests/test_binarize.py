@@ -239,8 +239,8 @@ def test_the_report_finds_a_wrong_bit_and_a_wrong_scale():
     model = filbert.binarize(checkpoint("bibert"), config=CONFIG)
     assert not any(part.mismatches for part in model.report.parts)
     layer = model.encoder.layers[1]
-    layer.up.weight[0, 0, 0] ^= 1 << 7
-    layer.up.derive()
+    layer.feed_forward.up.weight[0, 0, 0] ^= 1 << 7
+    layer.feed_forward.up.derive()
     layer.out.alpha *= 1.01
     with torch.inference_mode():
         parts = {part.part: part for part in compare(latent, model, *_example(latent))}
@@ -312,4 +312,7 @@ def test_bert_base_is_27_times_smaller(tmp_path):
     assert model.report.size.original == 4 * 109_482_240
     assert model.report.size.total == size
     assert 27.0 <= model.report.size.original / size < 28.0
-    assert filbert.load_binary(tmp_path / "base.safetensors").encoder.layers[11].up.nbytes > 0
+    assert (
+        filbert.load_binary(tmp_path / "base.safetensors").encoder.layers[11].feed_forward.up.nbytes
+        > 0
+    )

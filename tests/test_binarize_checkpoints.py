@@ -76,11 +76,11 @@ def test_hidden_act():
     for scheme in ("bit", "binarybert"):
         assert "hidden_act: got 'gelu_new'" in refused(checkpoint(scheme), config=new)
     published = filbert.binarize(checkpoint("bibert"), config=relu, check=False)
-    assert published.to_config()["layers"][0]["activation"] == "gelu"
+    assert published.to_config()["encoder"]["layers"][0]["feed_forward"]["activation"] == "gelu"
     plain = build("bert", hidden_size=64, num_attention_heads=2).state_dict()
     assert "hidden_act: got 'gelu_new'" in refused(plain, config=new, scheme="bibert", trained=True)
     other = filbert.binarize(plain, config=relu, scheme="bibert", trained=True, check=False)
-    assert other.to_config()["layers"][0]["activation"] == "relu"
+    assert other.to_config()["encoder"]["layers"][0]["feed_forward"]["activation"] == "relu"
 
 
 def test_activation_bits_are_those_of_training():
@@ -198,7 +198,7 @@ def test_broken_files(tmp_path):
     load_fails("got a list as metadata, need a dict")
 
     def without(about):
-        del about["config"]["layers"][0]["up"]
+        del about["config"]["encoder"]["layers"][0]["feed_forward"]["up"]
         return about
 
     def huge(about):
@@ -206,7 +206,7 @@ def test_broken_files(tmp_path):
         return about
 
     def wide(about):
-        about["config"]["layers"][1]["up"]["out_features"] = 1 << 45
+        about["config"]["encoder"]["layers"][1]["feed_forward"]["up"]["out_features"] = 1 << 45
         return about
 
     for change, words in (
@@ -214,7 +214,7 @@ def test_broken_files(tmp_path):
         (lambda about: {**about, "config": {}}, "a config without 'embeddings'"),
         (without, "a config without 'up'"),
         (huge, "embeddings.position .got torch.float32 .24, 64.*35184372088832"),
-        (wide, "encoder.layers.1.up.weight .got"),
+        (wide, r"packed_layers.1.feed_forward.up.weight .got"),
     ):
         path.write_bytes(whole)
         change_file(path, change)

@@ -99,7 +99,7 @@ def test_epsilon_of_layer_norms(scheme):
     """BiBERT's code takes the config's, the others 1e-12 whatever it says."""
     config = {**PUBLISHED[scheme], "layer_norm_eps": 1e-5}
     model = filbert.binarize(checkpoint(scheme), config=config, check=False)
-    layers = model.to_config()["layers"]
+    layers = model.to_config()["encoder"]["layers"]
     found = {eps for layer in layers for eps in layer["eps"]} | {model.embeddings.norm.eps}
     assert found == {1e-5 if scheme == "bibert" else 1e-12}
     said = any("layer_norm_eps is 1e-12" in note for note in model.report.notes)
@@ -139,7 +139,9 @@ def test_scales_of_weights(scheme, embed):
         config["weight_layerwise"] = layerwise
         if layerwise is None:
             del config["weight_layerwise"]
-        layer = filbert.binarize(state, config=config, check=False).encoder.layers[0].up
+        layer = (
+            filbert.binarize(state, config=config, check=False).encoder.layers[0].feed_forward.up
+        )
         assert (len(layer.alpha.unique()) == 1) == (layerwise is not False)
 
 

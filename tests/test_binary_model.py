@@ -31,9 +31,9 @@ from filbert.nn import (
     BinaryAttention,
     BinaryBert,
     BinaryEmbedding,
-    BinaryEncoder,
     LinearBinary,
     MixedAttention,
+    PackedEncoder,
     RowPacker,
 )
 from tolerances import assert_exact
@@ -225,10 +225,10 @@ def test_encoder_by_itself(model):
         packed = PackedBatch.from_mask(mask)
         rows = x[mask]
         for layer in model.encoder.layers:
-            rows = layer(rows, packed)
+            rows, packed = layer(rows, packed)
     assert_exact(got[mask], rows)
     assert (got[~mask] == 0).all()
-    assert isinstance(model.encoder, BinaryEncoder)
+    assert isinstance(model.encoder, PackedEncoder)
 
 
 def test_bfloat16_rows(model):
@@ -249,10 +249,10 @@ def test_bfloat16_rows(model):
             middle = mine.out(bits, residual=rows, norm=mine.attn_norm)
             expected = full.out(bits, residual=rows.float(), norm=full.attn_norm)
             torch.testing.assert_close(middle.float(), expected, **near)
-            inner = mine.inner_of(middle)
-            assert_exact(inner.words, full.inner_of(middle.float()).words)
-            rows = mine.down(inner, residual=middle, norm=mine.ffn_norm)
-            expected = full.down(inner, residual=middle.float(), norm=full.ffn_norm)
+            inner = mine.feed_forward.inner_of(middle)
+            assert_exact(inner.words, full.feed_forward.inner_of(middle.float()).words)
+            rows = mine.feed_forward.down(inner, residual=middle, norm=mine.ffn_norm)
+            expected = full.feed_forward.down(inner, residual=middle.float(), norm=full.ffn_norm)
             torch.testing.assert_close(rows.float(), expected, **near)
         assert_exact(packed.unpack(rows), out.last_hidden_state)
 
@@ -274,7 +274,7 @@ def test_model_refuses(model):
     ):
         with pytest.raises(ValueError, match=words):
             run(model, *args)
-    with pytest.raises(RuntimeError, match="rows requires a gradient"):
+    with pytest.raises(RuntimeError, match="the input requires a gradient"):
         model.encoder(random(1, 5, HIDDEN).requires_grad_())
 
 
@@ -378,20 +378,49 @@ def test_a_file_gives_the_model_back(scheme, options, tmp_path):
     assert path.read_bytes() == again.read_bytes()
 
 
-def test_files_of_the_first_format(tmp_path):
+def as_format_2(tensors, metadata):
+    """What a file of format 2 held: layers of six parts, and linear layers without their kind."""
+    about = json.loads(metadata["filbert.binary"])
+    assert about["format"] == 3
+    config = about["config"]
+
+    def linear(new):
+        if new["kind"] == "binary_sum":
+            return {"terms": [linear(term) for term in new["terms"]]}
+        return {name: value for name, value in new.items() if name != "kind"}
+
+    layers = []
+    for layer in config.pop("encoder")["layers"]:
+        attention, inner = layer["attention"], layer.pop("feed_forward")
+        attention["layers"] = [linear(side) for side in attention["layers"]]
+        layers.append(
+            {**layer, "out": linear(layer["out"]), "up": linear(inner["up"]),
+             "down": linear(inner["down"]), "activation": inner["activation"]}
+        )  # fmt: skip
+    config["layers"], config["pooler"] = layers, linear(config["pooler"])
+
+    def old(name):
+        return name.replace("packed_layers", "layers").replace(".feed_forward.", ".")
+
+    return {old(name): t for name, t in tensors.items()}, about
+
+
+def test_files_of_earlier_formats(tmp_path):
     """Bits mean what they did; the softmax of few-bit models was not rounded then."""
     from filbert.nn.file import file_parts
 
     path = str(tmp_path / "model.safetensors")
     for scheme in ("bibert", "bit", "binarybert"):
         before = made(scheme, {})
-        tensors, metadata = file_parts(before)
-        about = json.loads(metadata["filbert.binary"])
-        assert about["format"] == 2
+        tensors, about = as_format_2(*file_parts(before))
+        save_file(tensors, path, {"filbert.binary": json.dumps({**about, "format": 2})})
+        for ours, theirs in zip(run(load_binary(path), *batch()), run(before, *batch()),
+                                strict=True):  # fmt: skip
+            assert_exact(ours, theirs)
         save_file(tensors, path, {"filbert.binary": json.dumps({**about, "format": 1})})
         if scheme == "binarybert":
             with pytest.raises(
-                ValueError, match=r"got format 1 .*need format 2.*try filbert.binarize"
+                ValueError, match=r"got format 1 .*need format 3.*try filbert.binarize"
             ):
                 load_binary(path)
         else:
@@ -444,12 +473,12 @@ def test_files_that_are_refused(model, tmp_path):
 
     tensors, metadata = file_parts(model)
     about = json.loads(metadata["filbert.binary"])
-    for change in ({"format": 3}, {"format": None}, {"layout": "bit 31 first"},
+    for change in ({"format": 4}, {"format": None}, {"layout": "bit 31 first"},
                    {"format": 1, "layout": "bit 31 first"}):  # fmt: skip
         save_file(tensors, str(path), {"filbert.binary": json.dumps({**about, **change})})
         with pytest.raises(ValueError, match="got format and layout"):
             load_binary(path)
-    name = "encoder.layers.1.up.weight"
+    name = "encoder.packed_layers.1.feed_forward.up.weight"
     for wrong, words in (
         ({k: t for k, t in tensors.items() if k != name}, "got nothing"),
         ({**tensors, name: tensors[name][:1]}, "up.weight .got"),

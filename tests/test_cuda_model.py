@@ -58,7 +58,7 @@ def test_heads_that_no_kernel_has(gpu, dtype, fold_bias):
     native, exact = kept_rows(model, mask, gpu), kept_rows(exactly(model), mask, gpu)
     convert(model, PackedEncoderConfig(fold_bias=fold_bias))
     assert_close_to_native(kept_rows(model, mask, gpu), native, exact)
-    assert [layer.head_dim for layer in swapped(model).layers] == [32, 32]
+    assert [layer.attention.head_dim for layer in swapped(model).layers] == [32, 32]
     assert_same_state(bits(model), before)
     assert_same_state(bits(revert(model)), before)
 

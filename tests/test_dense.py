@@ -120,10 +120,24 @@ def test_several_linears_are_one():
         PackedLinear.from_linears(linears[0], nn.Linear(16, 8, bias=False))
 
 
-def test_there_is_nothing_to_save_or_to_train():
-    packed = PackedLinear.from_linears(nn.Linear(16, 8))
-    assert packed.state_dict() == {}
+def test_a_dense_weight_is_saved_and_nothing_is_trained():
+    linear = nn.Linear(16, 8).requires_grad_(False)
+    other = PackedLinear.from_linears(nn.Linear(16, 8).requires_grad_(False))
+    packed = PackedLinear.from_linears(linear)
     assert list(packed.parameters()) == []
+    state = packed.state_dict()
+    assert_exact(state["weight"], linear.weight.detach())
+    assert_exact(state["bias"], linear.bias.detach())
+    other.load_state_dict(state)
+    x = torch.randn(3, 16)
+    assert_exact(other(x), packed(x))
+    empty = PackedLinear.from_config(packed.config())
+    empty.load_state_dict(state)
+    assert_exact(empty(x), packed(x))
+    with pytest.raises(RuntimeError, match=r"Missing key.*weight"):
+        other.load_state_dict({"bias": state["bias"]})
+    with pytest.raises(RuntimeError, match=r"weight: got shape \[4, 16\], need \[8, 16\]"):
+        other.load_state_dict({**state, "weight": state["weight"][:4]})
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])

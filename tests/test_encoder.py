@@ -151,7 +151,7 @@ def test_bias_folding_changes_the_way_and_not_the_answer(dtype):
     for fold in (True, False):
         other = convert(copy.deepcopy(model), PackedEncoderConfig(fold_bias=fold))
         layer = swapped(other).packed_layers[0]
-        bias = layer.query_key_value.bias
+        bias = layer.attention.query_key_value.bias
         assert (bias[48:].count_nonzero() == 0) == fold
         answers.append(last_hidden(other, MASKS["right"]))
         assert_close_to_native(answers[-1], native, exact)

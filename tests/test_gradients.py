@@ -258,7 +258,9 @@ def test_a_packed_encoder_by_itself():
     model, mask = build("bert"), MASKS["right"]
     rows = normal(*mask.shape, 48)
     for trained in (True, False):
-        encoder = PackedEncoder(read_encoder(model.encoder.requires_grad_(trained))[0]).eval()
+        encoder = PackedEncoder.from_parts(
+            read_encoder(model.encoder.requires_grad_(trained))[0]
+        ).eval()
         if trained:
             with pytest.raises(RuntimeError, match="inference only"):
                 encoder(rows, mask)
@@ -279,7 +281,7 @@ def test_a_packed_linear_by_itself():
 
 def test_norms_of_a_binary_model():
     model = binarize(own("bibert"))
-    model.encoder.requires_grad_(True)
+    model.encoder.layers[0].attn_norm.weight.requires_grad_(True)
     with pytest.raises(RuntimeError, match="inference only: norm_weight requires a gradient"):
         model(tokens(MASKS["right"]) % 23, attention_mask=MASKS["right"])
 
@@ -287,7 +289,7 @@ def test_norms_of_a_binary_model():
 @pytest.mark.parametrize("where", ["leaf", "made"])
 def test_the_layer_of_a_packed_encoder(where):
     parts = read_encoder(build("bert").encoder)[0]
-    layer = PackedEncoder(parts).layers[0]
+    layer = PackedEncoder.from_parts(parts).layers[0]
     rows = normal(4, 48).requires_grad_()
     rows = rows if where == "leaf" else rows * 1
     with pytest.raises(RuntimeError, match="inference only"):

@@ -73,10 +73,11 @@ def test_the_setting():
     assert PackedEncoderConfig.from_dict(data) == COMPUTE
     older = {"version": 1, "fold_bias": True, "check": True}
     assert PackedEncoderConfig.from_dict(older).masked_rows == "zero"
+    parts = read_encoder(build("bert").encoder)[0]
     for make in (
         lambda: PackedEncoderConfig(masked_rows="computed"),
         lambda: PackedEncoderConfig.from_dict({**data, "masked_rows": True}),
-        lambda: PackedEncoder(read_encoder(build("bert").encoder)[0], masked_rows="some"),
+        lambda: PackedEncoder.from_parts(parts, masked_rows="some"),
     ):
         with pytest.raises(ValueError, match=r"masked_rows.*need one of"):
             make()
@@ -86,7 +87,10 @@ def test_a_packed_encoder_by_itself():
     model, mask = build("bert").requires_grad_(False), MASKS["left"]
     parts = read_encoder(model.encoder)[0]
     x = torch.randn(*mask.shape, 48)
-    zero, compute = PackedEncoder(parts).eval(), PackedEncoder(parts, masked_rows="compute").eval()
+    zero, compute = (
+        PackedEncoder.from_parts(parts).eval(),
+        PackedEncoder.from_parts(parts, masked_rows="compute").eval(),
+    )
     a, b = zero(x, mask), compute(x, mask)
     keep = mask.bool()
     torch.testing.assert_close(b[keep], a[keep], rtol=1e-5, atol=1e-5)

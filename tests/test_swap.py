@@ -248,7 +248,7 @@ def test_where_weights_are_not_repacked_parameters_are_views_of_them(monkeypatch
     convert(model)
     for name, p in model.named_parameters():
         assert_exact(p.detach(), weights[name])
-    fused = swapped(model).layers[0].query_key_value.weight
+    fused = swapped(model).layers[0].attention.query_key_value.weight
     key = dict(model.named_parameters())["encoder.layer.0.attention.self.key.weight"]
     assert key.data_ptr() == fused[48:].data_ptr()
 
@@ -295,7 +295,7 @@ def test_parameters_have_no_zeros_between_odd_heads(monkeypatch):
     shapes = {n: p.shape for n, p in model.named_parameters()}
     state = bits(model)
     convert(model)
-    assert swapped(model).layers[0].head_padding == 6
+    assert swapped(model).layers[0].attention.head_padding == 6
     assert {n: p.shape for n, p in model.named_parameters()} == shapes
     assert_same_state(model.state_dict(), state)
 

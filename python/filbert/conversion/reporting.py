@@ -79,57 +79,45 @@ def kernels_for(device: torch.device) -> str:
     return f"cuda sm_{major}{minor}"
 
 
-#: our linear -> the parts of the original layer it holds
-_PARTS = {
-    "query": ("query",),
-    "key_value": ("key", "value"),
-    "query_key_value": ("query", "key", "value"),
-    "out": ("out",),
-    "up": ("up",),
-    "down": ("down",),
-}
-
-
 def rows_of_encoder(name: str, encoder: SwappedEncoder) -> list[ReportRow]:
     """The rows of one converted encoder; layers that read the same are one row."""
     original = type(encoder.original).__name__
     if not encoder.is_packed:
         reason = "; ".join(encoder.refusals)
         return [ReportRow(name, original, "not runnable", "none", 0, reason)]
-    ours = kernels_for(encoder.layers[0].attn_norm_weight.device)
+    weight = encoder.linears[0][0].weight
+    ours = kernels_for(weight.device)
     why = "" if _load.have_ops() else _load.missing["ops"]
     rows: list[ReportRow] = []
     for index, layer in enumerate(encoder.layers):
         names = encoder.part_names[index]
         where = f"{name}.{encoder.list_name}.{index}"
-        for part, linear in layer.linears():
+        for parts, linear in layer.linears():
             rows.append(
                 ReportRow(
-                    f"{where}.{_join([names[p] for p in _PARTS[part]])}",
-                    "Linear" if len(_PARTS[part]) == 1 else f"{len(_PARTS[part])} x Linear",
+                    f"{where}.{_join([names[p] for p in parts])}",
+                    "Linear" if len(parts) == 1 else f"{len(parts)} x Linear",
                     type(linear).__name__,
                     linear.kernel,
                     linear.nbytes,
                     linear.reason,
                 )
             )
-        if layer.activation is not None:
-            kind = getattr(layer.activation, "__name__", type(layer.activation).__name__)
+        activation = layer.feed_forward.activation
+        if activation is not None:
+            kind = getattr(activation, "__name__", type(activation).__name__)
             rows.append(
                 ReportRow(f"{where} (activation)", kind, kind, "eager", 0, "not a form of GELU")
             )
         rows.append(
             ReportRow(f"{where} (attention)", "padded attention", "packed attention",
-                      f"attn_varlen {ours}", 0, why)
+                      f"{layer.attention.kernel} {ours}", 0, why)
         )  # fmt: skip
-        follows = f"norm_residual {ours}"
-        if layer.out.batch_invariant:
-            follows = f"in linear_dense {ours}"
-        size = layer.attn_norm_weight.element_size() * encoder.hidden_size
-        for norm in ("attn_norm", "ffn_norm"):
+        size = encoder.compute_dtype.itemsize * encoder.hidden_size
+        for norm, linear in (("attn_norm", layer.out), ("ffn_norm", layer.feed_forward.down)):
             rows.append(
                 ReportRow(f"{where}.{names[norm]}", "LayerNorm", "residual + LayerNorm",
-                          follows, 2 * size, why)
+                          f"{linear.norm_kernel} {ours}", 2 * size, why)
             )  # fmt: skip
     head = ReportRow(
         name,

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.dense.weights import DenseWeights
-from ..nn.encoder import LayerParts, PackedEncoder, PackedLayer
+from ..nn.encoder import PackedEncoder
+from ..nn.layer import EncoderLayer
+from ..nn.parts import LayerParts
 from ..nn.placeholder import Placeholders, Watch
 from ..plan import PackedEncoderConfig
 from ..refusals import below_autograd, is_exporting, refuse_recording
@@ -79,6 +81,7 @@ class SwappedEncoder(PackedEncoder):
         lists = [n for n, m in original.named_children() if isinstance(m, nn.ModuleList)]
         self.list_name = lists[0]
         self.train(original.training)
+        self.register_load_state_dict_post_hook(_packed_anew)
         self.pack_weights()
         if self.refusals:
             raise ValueError("; ".join(self.refusals))
@@ -150,7 +153,10 @@ class SwappedEncoder(PackedEncoder):
             # Widened weights take more bytes than the parameters say. A buffer says the rest.
             packed = sum(m.weight.numel() for linears in self.linears for m in linears)
             held = sum(
-                linear.weight_bytes for layer in self.layers for _, linear in layer.linears()
+                linear.weight_bytes
+                for layer in self.layers
+                for _, linear in layer.linears()
+                if linear.keeps_weight
             )
             more = max(0, held - packed * self.model_dtype.itemsize)
             device = next(iter(named.values())).device
@@ -175,15 +181,18 @@ class SwappedEncoder(PackedEncoder):
         with torch.inference_mode(False), torch.no_grad():
             for linears, layer in zip(self.linears, self.layers, strict=False):
                 for linear, weight in zip(linears, layer.dense_weights(), strict=True):
-                    linear.weight.data = weight
+                    if weight is not None:  # else it was never let go
+                        linear.weight.data = weight
 
-    def _hide(self, linears: tuple[nn.Linear, ...], layer: PackedLayer) -> None:
+    def _hide(self, linears: tuple[nn.Linear, ...], layer: EncoderLayer) -> None:
         """Lets go of the dense weights of a packed layer: views of the packed ones where these are
         dense too, else placeholders."""
         with torch.inference_mode(False), torch.no_grad():
-            for linear, shared in zip(linears, layer.shared_weights(), strict=True):
+            parts = zip(linears, layer.shared_weights(), layer.keeps_weights(), strict=True)
+            for linear, shared, kept in parts:
                 shape = (linear.out_features, linear.in_features)
-                linear.weight.data = self._placeholders.of(shape) if shared is None else shared
+                if kept:
+                    linear.weight.data = self._placeholders.of(shape) if shared is None else shared
 
     def _wants_gradients(self) -> bool:
         return any(
@@ -272,9 +281,8 @@ class SwappedEncoder(PackedEncoder):
                 output = batch.unpack(self._run(rows, batch).to(dtype))
                 return self.convention.give(output, None, return_dict)
             states = [hidden_states]
-            rows = self.layers[0].fill_up(rows)
             for layer in self.layers:
-                rows = layer(rows, batch)
+                rows, batch = layer(rows, batch)
                 states.append(batch.unpack(rows[: batch.num_rows].to(dtype)))
             return self.convention.give(states[-1], states, return_dict)
 
@@ -383,15 +391,17 @@ class SwappedEncoder(PackedEncoder):
         if modules.pop("packed_layers", None) is not None:
             with torch.inference_mode(False), torch.no_grad():
                 weights = (w for layer in self.layers for w in layer.dense_weights())
-                state["weights"] = DenseWeights(weights)
+                state["weights"] = DenseWeights(w for w in weights if w is not None)
+                state["kept"] = [kept for layer in self.layers for kept in layer.keeps_weights()]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         _keep_dynamo_out()
-        weights = state.pop("weights", None)
+        weights, kept = state.pop("weights", None), state.pop("kept", ())
         super().__setstate__(state)
         if weights is not None:
-            flat = (linear for linears in self.linears for linear in linears)
+            every = (linear for linears in self.linears for linear in linears)
+            flat = (linear for linear, gone in zip(every, kept, strict=True) if gone)
             with torch.inference_mode(False), torch.no_grad():
                 for linear, weight in zip(flat, weights, strict=True):
                     # What was loaded in inference mode counts no writes.
@@ -406,6 +416,11 @@ def _refuse_skeleton(original: nn.Module, inputs: Any) -> None:
         "packed its weights; need the model that was converted; try calling that, or "
         "filbert.revert on it"
     )
+
+
+def _packed_anew(encoder: SwappedEncoder, keys: Any) -> None:
+    """The hook after loading: packed layers took theirs from the original, which was loaded."""
+    keys.missing_keys[:] = [k for k in keys.missing_keys if ".packed_layers." not in f".{k}"]
 
 
 def _keep_dynamo_out() -> None:

@@ -1,33 +1,43 @@
 """The modules a converted model is made of."""
 
 from .binary.attention import BinaryAttention, MixedAttention
-from .binary.bert import BinaryBert, BinaryBertOutput, BinaryEncoder, BinaryLayer
+from .binary.bert import BinaryBert, BinaryBertOutput
 from .binary.dot_packer import DotPacker
 from .binary.embedding import BinaryEmbedding
+from .binary.feed_forward import BinaryFeedForward
 from .binary.linear import LinearBinary, weight_tiles
 from .binary.linear_sum import LinearBinarySum
 from .binary.row_packer import RowPacker
 from .binary.thresholds import integer_threshold_of, threshold_of
+from .dense.attention import DenseAttention
+from .dense.layer import dense_layer
 from .dense.linear import PackedLinear
-from .encoder import LayerParts, PackedEncoder, PackedLayer
+from .encoder import PackedEncoder
+from .file import load_encoder
+from .layer import EncoderLayer, FeedForward, RowNorm
+from .parts import LayerParts
 
 __all__ = [
     "BinaryAttention",
     "BinaryBert",
     "BinaryBertOutput",
     "BinaryEmbedding",
-    "BinaryEncoder",
-    "BinaryLayer",
+    "BinaryFeedForward",
+    "DenseAttention",
     "DotPacker",
+    "EncoderLayer",
+    "FeedForward",
     "LayerParts",
     "LinearBinary",
     "LinearBinarySum",
     "MixedAttention",
     "PackedEncoder",
-    "PackedLayer",
     "PackedLinear",
+    "RowNorm",
     "RowPacker",
+    "dense_layer",
     "integer_threshold_of",
+    "load_encoder",
     "threshold_of",
     "weight_tiles",
 ]

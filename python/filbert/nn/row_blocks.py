@@ -13,9 +13,12 @@ filled up with rows of zeros to one of 8 sizes to an octave::
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 from torch import Tensor
 
-__all__ = ["block_size", "fill_up", "filled_rows"]
+__all__ = ["block_size", "by_blocks", "fill_up", "filled_rows"]
 
 
 def block_size(threads: int) -> int:
@@ -44,3 +47,23 @@ def fill_up(rows: Tensor, block: int) -> Tensor:
     filled[: rows.shape[0]] = rows
     filled[rows.shape[0] :] = 0
     return filled
+
+
+def by_blocks(function: Callable[..., Tensor], block: int | None, *rows: Tensor) -> Tensor:
+    """``function`` of row-wise operands, ``block`` rows after the other; None for all at once.
+
+    What a block leaves between two GEMMs stays in the cache, is never allocated for all rows at
+    once, and is reused by the allocator without new pages.
+    """
+    count = rows[0].shape[0]
+    if block is None or count <= block:
+        return function(*rows)
+    result: Tensor | None = None
+    at = 0
+    for part in zip(*(r.split(block) for r in rows), strict=True):
+        made = function(*part)
+        if result is None:
+            result = made.new_empty((count, made.shape[1]))
+        result[at : at + len(made)] = made
+        at += len(made)
+    return cast(Tensor, result)

@@ -208,6 +208,41 @@ class PackedBatch:
         bias = torch.zeros(self.places.shape, dtype=torch.float32, device=self.indices.device)
         return replace(every, key_bias=bias.masked_fill_(self.places < 0, float("-inf")))
 
+    def select(self, kept: Tensor) -> PackedBatch:
+        """The batch of the rows that are kept, each of which still unpacks to where it was; what
+        goes comes back as zeros. ``rows[kept]`` are its rows.
+
+        Args:
+            kept: ``[T]`` bool.
+
+        Returns:
+            A batch whose ``positions`` count the rows that are left, as those of any batch do.
+
+        Raises:
+            ValueError: another shape or dtype.
+
+        Paper: Latency Adjustable Transformer Encoder, arXiv 2201.03327.
+        """
+        if kept.dtype != torch.bool or kept.shape != self.indices.shape:
+            raise ValueError(
+                f"kept: got {kept.dtype} {tuple(kept.shape)}, need bool [{self.num_rows}], one for "
+                "each packed row"
+            )
+        before = torch.zeros(self.num_rows + 1, dtype=torch.int32, device=kept.device)
+        torch.cumsum(kept, 0, dtype=torch.int32, out=before[1:])  # kept rows before each row
+        ends = before[self.cu_seqlens.long()]
+        lengths = ends.diff()
+        longest = int(lengths.max()) if len(lengths) else 0
+        starts = torch.repeat_interleave(ends[:-1].long(), lengths)
+        return replace(
+            self,
+            indices=self.indices[kept],
+            cu_seqlens=ends,
+            positions=torch.arange(len(starts), device=kept.device) - starts,
+            max_seqlen=longest,
+            key_bias=None if self.key_bias is None else self.key_bias[kept],
+        )
+
     @property
     def num_rows(self) -> int:
         """T, the number of packed rows."""

@@ -16,11 +16,13 @@ from ...nn import (
     BinaryAttention,
     BinaryBert,
     BinaryEmbedding,
-    BinaryEncoder,
-    BinaryLayer,
+    BinaryFeedForward,
+    EncoderLayer,
     LinearBinary,
     LinearBinarySum,
     MixedAttention,
+    PackedEncoder,
+    RowNorm,
 )
 from ...nn.binary.bert import BinaryEmbeddings
 from ...nn.binary.row_packer import SCALE_FLOOR, one_of
@@ -155,7 +157,7 @@ def _build(latent: LatentBert, ties: str) -> BinaryBert:
     embeddings = BinaryEmbeddings(
         words, latent.position.clone(), latent.token_type.clone(), _norm(latent, latent.norm)
     )
-    encoder = BinaryEncoder([_layer(latent, layer, ties) for layer in latent.layers])
+    encoder = PackedEncoder([_layer(latent, layer, ties) for layer in latent.layers])
     classifier = None
     if latent.classifier is not None:
         weight, bias = latent.classifier
@@ -186,7 +188,7 @@ def _linear(latent: LatentBert, linears: Linears, ties: str) -> LinearBinary | L
     return made[0] if len(made) == 1 else LinearBinarySum(made)
 
 
-def _layer(latent: LatentBert, layer: LatentLayer, ties: str) -> BinaryLayer:
+def _layer(latent: LatentBert, layer: LatentLayer, ties: str) -> EncoderLayer:
     sides = [_linear(latent, side, ties) for side in (layer.query, layer.key, layer.value)]
     out, up, down = (_linear(latent, side, ties) for side in (layer.out, layer.up, layer.down))
     attention: BinaryAttention | MixedAttention
@@ -207,10 +209,9 @@ def _layer(latent: LatentBert, layer: LatentLayer, ties: str) -> BinaryLayer:
             score_scale=a_q * a_k / dim**0.5 if softmax else None,
             prob_scale=a_p, value_scale=a_v,
         )  # fmt: skip
-    return BinaryLayer(
-        attention, out, _norm(latent, layer.attn_norm), up, down, _norm(latent, layer.ffn_norm),
-        activation=latent.activation,
-    )  # fmt: skip
+    norms = [RowNorm(*norm, latent.eps) for norm in (layer.attn_norm, layer.ffn_norm)]
+    feed_forward = BinaryFeedForward(up, down, latent.activation)
+    return EncoderLayer(attention, out, norms[0], feed_forward, norms[1])
 
 
 def _count(model: BinaryBert) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...nn import BinaryAttention, BinaryBert, BinaryLayer, LinearBinary, LinearBinarySum
+from ...nn import BinaryAttention, BinaryBert, EncoderLayer, LinearBinary, LinearBinarySum
 from ...nn.binary.row_packer import SCALE_FLOOR
 from ...packed.batch import PackedBatch
 from ...packed.bits import PackedBits
@@ -228,7 +228,7 @@ def compare(
     whole = eager.embed(ids, places, kinds)
     parts.append(PartReport("embeddings", rows.numel(), 0, 0, _largest(rows, whole)))
     for index, (layer, packed) in enumerate(zip(latent.layers, model.encoder.layers, strict=True)):
-        assert isinstance(packed, BinaryLayer)
+        assert isinstance(packed, EncoderLayer)
         found, rows = _compare_layer(eager, layer, packed, rows, batch)
         parts += [
             PartReport(f"layer {index}: {p.part}", p.compared, p.ties, p.mismatches, p.difference)
@@ -288,7 +288,7 @@ def compare_with_student(
 
 
 def _compare_layer(
-    eager: EagerBert, layer: LatentLayer, packed: BinaryLayer, rows: Tensor, batch: PackedBatch
+    eager: EagerBert, layer: LatentLayer, packed: EncoderLayer, rows: Tensor, batch: PackedBatch
 ) -> tuple[list[PartReport], Tensor]:
     attention, parts = packed.attention, []
     sides = (layer.query, layer.key, layer.value)
@@ -317,15 +317,15 @@ def _compare_layer(
     middle = packed.out(context, residual=rows, norm=packed.attn_norm)
     theirs = eager.norm(_product(eager, layer.out, context) + rows, layer.attn_norm)
     parts.append(_floats("output", middle, theirs))
-    inner = packed.inner_of(middle)
+    inner = packed.feed_forward.inner_of(middle)
     numbers = eager.activate(eager.linear(layer.up, middle))
     if isinstance(inner, Tensor):
-        wrong = _codes(eager, layer.up, packed.up, middle)
-        wrong += _codes(eager, layer.down, packed.down, inner)
+        wrong = _codes(eager, layer.up, packed.feed_forward.up, middle)
+        wrong += _codes(eager, layer.down, packed.feed_forward.down, inner)
         parts.append(_floats("inner", inner, numbers, wrong))
     else:
         parts.append(_against(eager, "inner", layer.down[0], inner, numbers))
-    rows = packed.down(inner, residual=middle, norm=packed.ffn_norm)
+    rows = packed.feed_forward.down(inner, residual=middle, norm=packed.ffn_norm)
     theirs = eager.norm(_product(eager, layer.down, inner) + middle, layer.ffn_norm)
     return [*parts, _floats("feed-forward", rows, theirs)], rows
 

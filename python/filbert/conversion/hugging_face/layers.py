@@ -20,7 +20,7 @@ from torch import nn
 
 from ... import ops
 from ..._load import have_ops, why_no_kernels
-from ...nn.encoder import LayerParts
+from ...nn.parts import LayerParts
 from .calling import is_capture_hook
 
 __all__ = ["layer_list", "looks_like_encoder", "read_encoder", "read_layer"]

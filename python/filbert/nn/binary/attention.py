@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from ...packed.batch import PackedBatch
 from ...packed.bits import PackedBits
 from .dot_packer import DotPacker
 from .linear import TILE, LinearBinary
-from .linear_sum import LinearBinarySum, linear_from_config
+from .linear_sum import LinearBinarySum, packer_of
 from .row_packer import SCALE_FLOOR, RowPacker, one_of
 
 __all__ = ["BinaryAttention", "MixedAttention"]
@@ -37,7 +37,35 @@ def _fused(layers: Sequence[Any], fuse: bool) -> list[Any]:
     return [LinearBinary.concat(layers)] if alike else list(layers)
 
 
-class BinaryAttention(nn.Module):
+class _BetweenBinary(nn.Module):
+    """What both kinds of attention answer where a layer's slots are asked."""
+
+    takes_more_rows = splits_query = False
+    head_padding = 0
+    row_block: int | None = None
+    layers: nn.ModuleList
+    heads: int
+    head_dim: int
+
+    @property
+    def in_features(self) -> int:
+        """N."""
+        return cast(int, self.layers[0].in_features)
+
+    @property
+    def width(self) -> int:
+        """H*D."""
+        return self.heads * self.head_dim
+
+    def linears(self) -> list[tuple[tuple[str, ...], Any]]:
+        """See :meth:`filbert.nn.layer.EncoderLayer.linears`."""
+        names = ("query", "key", "value")
+        if len(self.layers) == 1:
+            return [(names, self.layers[0])]
+        return [((name,), layer) for name, layer in zip(names, self.layers, strict=True)]
+
+
+class BinaryAttention(_BetweenBinary):
     """Packed rows in, the bits of the context out; nothing in between is a float.
 
     Query, key and value become ±1. A score is an integer; with BiBERT the keys with a positive one
@@ -68,6 +96,7 @@ class BinaryAttention(nn.Module):
         ValueError: shapes that do not fit.
     """
 
+    gives_bits = True
     score_scale: Tensor | None
     prob_half: Tensor | None
     table: Tensor | None
@@ -109,8 +138,15 @@ class BinaryAttention(nn.Module):
         self.register_buffer("context_scale", worth.float())
         self.derive(into)
 
-    def derive(self, into: RowPacker) -> None:
-        """Makes again what follows from the layers' alpha and bias, the scales and ``into``."""
+    @property
+    def kernel(self) -> str:
+        """The operator between the projections."""
+        return "eager" if self.eager else "attn_binary"
+
+    def derive(self, out: Any) -> None:
+        """Makes again what follows from the layers' alpha and bias, the scales and ``out``: the
+        output projection, or its packer."""
+        into = out if isinstance(out, RowPacker) else packer_of(out)
         signs = RowPacker.sign(self.layers[0].out_features, ties=into.ties)  # type: ignore[arg-type]
         self.codes = nn.ModuleList(layer.codes_for(signs) for layer in self.layers)  # type: ignore[operator]
         self.eager = any(bool(codes.ternary) for codes in self.codes)
@@ -205,17 +241,17 @@ class BinaryAttention(nn.Module):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], into: RowPacker) -> BinaryAttention:
+    def from_config(cls, config: dict[str, Any], out: Any) -> BinaryAttention:
         """The inverse of :meth:`config`; once tensors are loaded, call :meth:`derive`, as
-        :class:`filbert.nn.BinaryLayer` does."""
+        :class:`filbert.nn.EncoderLayer` does."""
         layers = [LinearBinary.from_config(layer) for layer in config["layers"]]
         return cls(
-            layers, config["heads"], into, score_ties=config["score_ties"],
+            layers, config["heads"], packer_of(out), score_ties=config["score_ties"],
             score_scale=1.0 if config["softmax"] else None, fuse=False,
         )  # fmt: skip
 
 
-class MixedAttention(nn.Module):
+class MixedAttention(_BetweenBinary):
     """Float attention between binary linear layers, for activations of a few bits.
 
     Query, key, value and the softmax are rounded to a few bits as the model was trained with. A
@@ -234,6 +270,7 @@ class MixedAttention(nn.Module):
         fuse: as of :class:`BinaryAttention`.
     """
 
+    gives_bits = False
     scales: Tensor | None
     #: scores that are made at a time, at most, but for one sequence's: 64 MiB
     SCORES_AT_A_TIME = 1 << 24
@@ -262,7 +299,12 @@ class MixedAttention(nn.Module):
         self.clips = None if clips is None else [float(clip) for clip in clips]
         self.register_buffer("scales", None if scales is None else scales.float())
 
-    def derive(self, into: RowPacker) -> None:
+    @property
+    def kernel(self) -> str:
+        """The operator between the projections."""
+        return "attn_varlen" if self.prob_levels is None else "eager, softmax rounded"
+
+    def derive(self, out: Any) -> None:
         """Nothing follows from other tensors here."""
 
     def query_key_value(self, rows: Tensor) -> list[Tensor]:
@@ -343,19 +385,12 @@ class MixedAttention(nn.Module):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> MixedAttention:
+    def from_config(cls, config: dict[str, Any], out: Any) -> MixedAttention:
         """As :meth:`BinaryAttention.from_config`."""
+        kinds: dict[str, Any] = {"binary": LinearBinary, "binary_sum": LinearBinarySum}
         return cls(
-            [linear_from_config(layer) for layer in config["layers"]], config["heads"],
-            bits=config["bits"], scales=torch.ones(4) if config["static"] else None,
+            [kinds[layer["kind"]].from_config(layer) for layer in config["layers"]],
+            config["heads"], bits=config["bits"],
+            scales=torch.ones(4) if config["static"] else None,
             clips=config["clips"], prob_levels=config["prob_levels"], fuse=False,
         )  # fmt: skip
-
-
-def attention_from_config(
-    config: dict[str, Any], into: RowPacker
-) -> BinaryAttention | MixedAttention:
-    """The module that ``config`` is of."""
-    if config["kind"] == "mixed":
-        return MixedAttention.from_config(config)
-    return BinaryAttention.from_config(config, into)

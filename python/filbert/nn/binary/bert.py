@@ -1,4 +1,4 @@
-"""BERT with one-bit weights on packed rows: layer, encoder, and the model around them.
+"""BERT with one-bit weights on packed rows: what lies around the encoder.
 
 Paper: BiBERT, arXiv 2203.06390; BiT, arXiv 2205.13016; BinaryBERT, arXiv 2012.15701; packed rows
 are ByteTransformer's, arXiv 2210.03052.
@@ -15,142 +15,21 @@ from torch.nn import functional as F
 
 from ... import ops
 from ...packed.batch import PackedBatch
-from ...packed.bits import PackedBits
-from ..inference import check_no_gradient
+from ..encoder import PackedEncoder
 from ..row_blocks import block_size, fill_up
-from .attention import BinaryAttention, MixedAttention, attention_from_config
-from .dot_packer import DotPacker
 from .embedding import BinaryEmbedding, check_ids
 from .linear import LinearBinary
-from .linear_sum import LinearBinarySum, linear_from_config
-from .row_packer import RowPacker, one_of
+from .linear_sum import LinearBinarySum
+from .row_packer import one_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["BinaryBert", "BinaryBertOutput", "BinaryEncoder", "BinaryLayer"]
+__all__ = ["BinaryBert", "BinaryBertOutput"]
 
 
 def _norm(size: int, eps: float) -> nn.LayerNorm:
     return nn.LayerNorm(size, eps=eps).requires_grad_(False)
-
-
-def packer_of(layer: LinearBinary | LinearBinarySum) -> RowPacker:
-    """How ``layer`` packs its input (its first term, of a sum)."""
-    return layer.packer if isinstance(layer, LinearBinary) else layer.terms[0].packer  # type: ignore[return-value]
-
-
-class BinaryLayer(nn.Module):
-    """One layer: attention, output projection + residual + LayerNorm, and the feed-forward part.
-
-    With one-bit activations data stays packed between the float rows that leave each LayerNorm:
-    [pack] -> query, key, value bits -> attention bits -> projection with residual and LayerNorm ->
-    [pack] -> inner bits -> projection with residual and LayerNorm. With more bits per activation
-    (BinaryBERT) attention and the inner activation are float.
-
-    Args:
-        attention: rows to the input of ``out``.
-        out: the output projection, N features out.
-        attn_norm: follows the first residual.
-        up: to the inner size.
-        down: back to N.
-        ffn_norm: follows the second residual.
-        activation: between ``up`` and ``down``, ``"gelu"`` (erf) or ``"relu"``.
-    """
-
-    def __init__(
-        self,
-        attention: BinaryAttention | MixedAttention,
-        out: LinearBinary | LinearBinarySum,
-        attn_norm: nn.LayerNorm,
-        up: LinearBinary | LinearBinarySum,
-        down: LinearBinary | LinearBinarySum,
-        ffn_norm: nn.LayerNorm,
-        *,
-        activation: str = "gelu",
-    ) -> None:
-        super().__init__()
-        one_of("activation", activation, ("gelu", "relu"))
-        self.attention, self.out, self.attn_norm = attention, out, attn_norm.requires_grad_(False)
-        self.up, self.down, self.ffn_norm = up, down, ffn_norm.requires_grad_(False)
-        self.activation = activation
-        self.derive()
-        self.register_load_state_dict_post_hook(_derive_after_load)
-
-    def derive(self) -> None:
-        """Makes all integer thresholds again from the tensors that they follow from; done by itself
-        after ``load_state_dict``."""
-        into = packer_of(self.down)
-        self.inner: DotPacker | None = None
-        if isinstance(self.up, LinearBinary) and into.bits == 1:
-            self.inner = self.up.codes_for(into, self.activation)
-        self.attention.derive(packer_of(self.out))
-
-    def forward(self, rows: Tensor, batch: PackedBatch) -> Tensor:
-        """Rows ``[T, N]`` to ``[T, N]``, both in the dtype of the LayerNorms."""
-        context = self.attention(rows, batch)
-        rows = self.out(context, residual=rows, norm=self.attn_norm)
-        return self.down(self.inner_of(rows), residual=rows, norm=self.ffn_norm)
-
-    def inner_of(self, rows: Tensor) -> Tensor | PackedBits:
-        """What ``down`` takes: packed bits, or floats after the activation."""
-        if self.inner is not None and isinstance(self.up, LinearBinary):
-            return self.up.forward_bits(rows, self.inner)
-        y = self.up(rows)
-        return ops.bias_gelu_(y) if self.activation == "gelu" else y.relu_()
-
-    def config(self) -> dict[str, Any]:
-        """What :meth:`from_config` needs to make an equal layer with tensors yet to be loaded."""
-        return {
-            "attention": self.attention.config(),
-            "out": self.out.config(),
-            "up": self.up.config(),
-            "down": self.down.config(),
-            "eps": [self.attn_norm.eps, self.ffn_norm.eps],
-            "activation": self.activation,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> BinaryLayer:
-        """The inverse of :meth:`config`."""
-        out, up, down = (linear_from_config(config[name]) for name in ("out", "up", "down"))
-        norms = [_norm(out.out_features, eps) for eps in config["eps"]]
-        attention = attention_from_config(config["attention"], packer_of(out))
-        return cls(attention, out, norms[0], up, down, norms[1], activation=config["activation"])
-
-
-def _derive_after_load(layer: BinaryLayer, _: object) -> None:
-    layer.derive()
-
-
-class BinaryEncoder(nn.Module):
-    """A stack of :class:`BinaryLayer`: packs once, stays packed, unpacks once.
-
-    Args:
-        layers: first to last.
-    """
-
-    def __init__(self, layers: Sequence[BinaryLayer]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward_packed(self, rows: Tensor, batch: PackedBatch) -> Tensor:
-        """Runs all layers on packed rows ``[T, N]``, in the dtype of the LayerNorms."""
-        check_no_gradient("BinaryEncoder", rows=rows)
-        for layer in self.layers:
-            rows = layer(rows, batch)
-        return rows
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Padded ``[B, S, N]`` to ``[B, S, N]``, zeros where padding was.
-
-        Args:
-            hidden_states: in the dtype of the LayerNorms.
-            attention_mask: anything :meth:`filbert.PackedBatch.from_mask` reads; None for no
-                padding.
-        """
-        batch = read_mask(attention_mask, hidden_states)
-        return batch.unpack(self.forward_packed(batch.pack(hidden_states), batch))
 
 
 def read_mask(mask: Tensor | None, x: Tensor) -> PackedBatch:
@@ -243,7 +122,7 @@ class BinaryBert(nn.Module):
 
     Args:
         embeddings: tokens to rows.
-        encoder: the layers.
+        encoder: the layers, of bits or some of them dense.
         pooler: over the first row of each text, before a tanh; or None.
         classifier: of the pooled output or, without a pooler or with ``head="tokens"``, of every
             row; or None.
@@ -262,7 +141,7 @@ class BinaryBert(nn.Module):
     def __init__(
         self,
         embeddings: BinaryEmbeddings,
-        encoder: BinaryEncoder,
+        encoder: PackedEncoder,
         pooler: LinearBinary | LinearBinarySum | None = None,
         classifier: nn.Linear | None = None,
         *,
@@ -359,15 +238,14 @@ class BinaryBert(nn.Module):
 
     def derive(self) -> None:
         """Makes all integer thresholds again; ``load_state_dict`` does so by itself."""
-        for layer in self.encoder.layers:
-            layer.derive()  # type: ignore[operator]
+        self.encoder.derive()
 
     def to_config(self) -> dict[str, Any]:
         """What :meth:`from_config` needs to make an equal model with tensors yet to be loaded."""
         head = None if self.classifier is None else [*self.classifier.weight.shape]
         return {
             "embeddings": self.embeddings.config(),
-            "layers": [layer.config() for layer in self.encoder.layers],  # type: ignore[operator]
+            "encoder": self.encoder.to_config(),
             "pooler": None if self.pooler is None else self.pooler.config(),
             "classifier": head,
             "head": self.head,
@@ -377,10 +255,12 @@ class BinaryBert(nn.Module):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> BinaryBert:
         """The inverse of :meth:`to_config`."""
+        from ..kinds import linear_from_config
+
         head = config["classifier"]
         return cls(
             BinaryEmbeddings.from_config(config["embeddings"]),
-            BinaryEncoder([BinaryLayer.from_config(layer) for layer in config["layers"]]),
+            PackedEncoder.from_config(config["encoder"]),
             None if config["pooler"] is None else linear_from_config(config["pooler"]),
             None if head is None else nn.Linear(head[1], head[0]),
             head=config["head"],
@@ -389,6 +269,6 @@ class BinaryBert(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes the model to one ``.safetensors`` file, see :func:`filbert.load_binary`."""
-        from ..file import save_binary
+        from ..file import save
 
-        save_binary(self, path)
+        save(self, path)

@@ -16,6 +16,7 @@ from ...packed.bits import PackedBits
 from ..inference import check_no_gradient
 from .dot_packer import DotPacker
 from .row_packer import SCALE_FLOOR, RowPacker, one_of
+from .traits import OneBitLinear
 from .weight import weight_signs, weight_tiles
 
 __all__ = ["LinearBinary", "weight_signs", "weight_tiles"]
@@ -26,7 +27,7 @@ TILE = 16
 SCHEMES = {"bibert": ("row", "row"), "bit": ("tensor", "tensor"), "binarybert": ("none", "row")}
 
 
-class LinearBinary(nn.Module):
+class LinearBinary(OneBitLinear, nn.Module):
     """``y = x @ (alpha * (±1)).T + bias`` by AND and popcount, see :func:`filbert.linear_binary`.
 
     Float rows are packed by :attr:`packer` on the way in; :class:`filbert.PackedBits` of another
@@ -226,7 +227,7 @@ class LinearBinary(nn.Module):
         x: Tensor | PackedBits,
         *,
         residual: Tensor | None = None,
-        norm: nn.LayerNorm | None = None,
+        norm: Any = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Numbers out.
@@ -234,7 +235,8 @@ class LinearBinary(nn.Module):
         Args:
             x: float rows ``[..., K]``, or packed rows ``[T, K]``.
             residual: ``[..., N]`` in ``dtype``, added to the result, or None.
-            norm: LayerNorm over N applied last, its parameters in ``dtype``, or None.
+            norm: LayerNorm over N applied last, ``weight``, ``bias`` and ``eps``, in ``dtype``; or
+                None.
             dtype: of the result; that of ``residual``, else of ``x``, else float32.
 
         Returns:
@@ -324,6 +326,7 @@ class LinearBinary(nn.Module):
     def config(self) -> dict[str, Any]:
         """What :meth:`from_config` needs to make an equal layer with tensors yet to be loaded."""
         return {
+            "kind": "binary",
             "packer": self.packer.config(),
             "out_features": self.out_features,
             "bias": self.bias is not None,

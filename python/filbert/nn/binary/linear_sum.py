@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from .linear import LinearBinary
+from .row_packer import RowPacker
+from .traits import OneBitLinear
 
-__all__ = ["LinearBinarySum", "linear_from_config"]
+__all__ = ["LinearBinarySum", "packer_of"]
 
 
-class LinearBinarySum(nn.Module):
+class LinearBinarySum(OneBitLinear, nn.Module):
     """The sum of several :class:`LinearBinary` over one input: BinaryBERT's split layers, each of
     whose ternary weights became two binary ones.
 
@@ -30,6 +32,11 @@ class LinearBinarySum(nn.Module):
         self.out_features, self.in_features = terms[0].out_features, terms[0].in_features
 
     @property
+    def nbytes(self) -> int:
+        """See :class:`LinearBinary`."""
+        return sum(cast(LinearBinary, term).nbytes for term in self.terms)
+
+    @property
     def weight_ties(self) -> int:
         """See :class:`LinearBinary`."""
         return sum(cast(LinearBinary, term).weight_ties for term in self.terms)
@@ -39,7 +46,7 @@ class LinearBinarySum(nn.Module):
         x: Tensor,
         *,
         residual: Tensor | None = None,
-        norm: nn.LayerNorm | None = None,
+        norm: Any = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """As :meth:`LinearBinary.forward`; each term takes the sum so far as its residual."""
@@ -50,11 +57,18 @@ class LinearBinarySum(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """As :meth:`LinearBinary.config`."""
-        return {"terms": [cast(LinearBinary, term).config() for term in self.terms]}
+        return {
+            "kind": "binary_sum",
+            "terms": [cast(LinearBinary, term).config() for term in self.terms],
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LinearBinarySum:
+        """As :meth:`LinearBinary.from_config`."""
+        return cls([LinearBinary.from_config(term) for term in config["terms"]])
 
 
-def linear_from_config(config: dict[str, Any]) -> LinearBinary | LinearBinarySum:
-    """The module that ``config`` is of."""
-    if "terms" in config:
-        return LinearBinarySum([LinearBinary.from_config(term) for term in config["terms"]])
-    return LinearBinary.from_config(config)
+def packer_of(layer: Any) -> RowPacker:
+    """How ``layer``, a binary one, packs its input (its first term, of a sum)."""
+    first = layer.terms[0] if isinstance(layer, LinearBinarySum) else layer
+    return cast(RowPacker, first.packer)

@@ -126,7 +126,9 @@ class FilbertGemm(Backend):
         norm: Norm | None,
     ) -> Tensor:
         """See :meth:`Backend.run`."""
-        weight, shift, eps = (None, None, 0.0) if norm is None else norm
+        weight, shift, eps = (None, None, 0.0)
+        if norm is not None:
+            weight, shift, eps = norm.weight, norm.bias, norm.eps
         return torch.ops.filbert.linear_dense.default(
             x, self.packed, self.outputs, bias, activation or "none", residual, weight, shift, eps
         )

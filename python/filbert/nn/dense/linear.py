@@ -91,6 +91,9 @@ class PackedLinear(nn.Module):
         ValueError: shapes, dtypes or an activation that do not fit.
     """
 
+    takes_bits = False
+    #: :meth:`dense_weights` gives back what was packed
+    keeps_weight = True
     bias: Tensor | None
 
     def __init__(
@@ -129,7 +132,6 @@ class PackedLinear(nn.Module):
             self.register_buffer(
                 "bias",
                 None if bias is None else bias.detach().to(compute).contiguous(),
-                persistent=False,
             )
             self._choose(dense.contiguous())
 
@@ -160,6 +162,16 @@ class PackedLinear(nn.Module):
         return self._backend.batch_invariant
 
     @property
+    def wants_row_blocks(self) -> bool:
+        """Whether rows should go through it a block after the other."""
+        return self._device.type == "cpu"
+
+    @property
+    def norm_kernel(self) -> str:
+        """What applies a LayerNorm after it."""
+        return "in linear_dense" if self.batch_invariant else "norm_residual"
+
+    @property
     def weight(self) -> Tensor | None:
         """The dense weight ``[out, in]`` where the backend computes with it as it came, or None."""
         return self._backend.shared()
@@ -188,6 +200,47 @@ class PackedLinear(nn.Module):
             "weight_dtype": str(self.weight_dtype).removeprefix("torch."),
             "compute_dtype": str(self.compute_dtype).removeprefix("torch."),
         }  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> PackedLinear:
+        """The inverse of :meth:`config`, with tensors yet to be loaded."""
+        dtype = getattr(torch, config["weight_dtype"])
+        weights = [torch.zeros(n, config["in_features"], dtype=dtype) for n in config["sizes"]]
+        bias = torch.zeros(sum(config["sizes"])) if config["bias"] else None
+        return cls(
+            weights, bias, activation=config["activation"],
+            compute_dtype=getattr(torch, config["compute_dtype"]),
+        )  # fmt: skip
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """The bias, and the dense weight: a layout belongs to this machine and this torch."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = self.dense_weight()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = prefix + "weight"
+        rest = {name: value for name, value in state_dict.items() if name != key}
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        dense = state_dict.get(key)
+        if dense is None:
+            missing_keys.append(key)
+        elif dense.shape != (self.out_features, self.in_features):
+            need = [self.out_features, self.in_features]
+            error_msgs.append(f"{key}: got shape {list(dense.shape)}, need {need}")
+        else:
+            with torch.no_grad():
+                self._choose(dense.detach().to(self.weight_dtype).contiguous())
 
     def dense_weight(self) -> Tensor:
         """``[out_features, in_features]`` in the dtype it came in, bit for bit."""
