@@ -33,7 +33,7 @@ from .ops import (
 )
 from .packed.batch import PackedBatch
 from .packed.bits import PackedBits
-from .plan import PackedEncoderConfig
+from .plan import EncoderPlan, LayerPlan, PackedEncoderConfig
 
 if TYPE_CHECKING:
     from .compress.binarize.conversion import binarize
@@ -43,6 +43,8 @@ __version__ = "0.1.0"
 __all__ = [
     "CapturedEncoder",
     "ConvertError",
+    "EncoderPlan",
+    "LayerPlan",
     "PackedBatch",
     "PackedBits",
     "PackedEncoderConfig",

@@ -1,12 +1,13 @@
-"""The settings of :func:`filbert.convert`, as a frozen dataclass that round-trips through JSON."""
+"""The settings and plans of :func:`filbert.convert`: frozen dataclasses that round-trip through
+JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-__all__ = ["PackedEncoderConfig"]
+__all__ = ["KINDS", "SLOTS", "EncoderPlan", "LayerPlan", "PackedEncoderConfig"]
 
 #: raised when a field comes or changes its meaning, so that a file is never misread
 VERSION = 2
@@ -80,3 +81,114 @@ class PackedEncoderConfig:
                 "not a PackedEncoderConfig: " + "; ".join(problems) + "; try PackedEncoderConfig()"
             )
         return cls(**values)
+
+
+#: the slots of a layer, see :mod:`filbert.nn.layer`, and the kinds that fill them from a model
+SLOTS = ("attention", "out", "feed_forward")
+KINDS = ("dense", "binary")
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Which kind of module fills each slot of a layer: ``"dense"``, or ``"binary"`` (BiBERT).
+
+    Attributes:
+        attention: query, key, value and attention.
+        out: the output projection; binary where attention is.
+        feed_forward: both linear layers and the activation between them.
+    """
+
+    attention: str = "dense"
+    out: str = "dense"
+    feed_forward: str = "dense"
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{slot} is {getattr(self, slot)!r}, need one of {KINDS}"
+            for slot in SLOTS
+            if getattr(self, slot) not in KINDS
+        ]
+        if self.attention == "binary" and self.out == "dense":
+            problems.append(
+                "attention is 'binary' and out is 'dense', need out='binary': the context is bits"
+            )
+        if problems:
+            raise ValueError("LayerPlan: " + "; ".join(problems))
+
+    @classmethod
+    def all(cls, kind: str) -> LayerPlan:
+        """Every slot of one ``kind``."""
+        return cls(kind, kind, kind)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every slot is."""
+        return all(getattr(self, slot) == "dense" for slot in SLOTS)
+
+
+@dataclass(frozen=True)
+class EncoderPlan:
+    """Which kind each slot of each layer is, and the settings of the whole.
+
+    Attributes:
+        default: of the layers that ``layers`` does not name.
+        layers: index -> plan.
+        trained: the weights of all binary slots were trained to be binary (their latent floats, as
+            :func:`filbert.binarize` reads them). Without it such a plan is refused: the signs of
+            ordinary weights compute noise.
+        settings: as of a conversion without a plan.
+    """
+
+    default: LayerPlan = field(default_factory=LayerPlan)
+    layers: Mapping[int, LayerPlan] = field(default_factory=dict)
+    trained: bool = False
+    settings: PackedEncoderConfig = field(default_factory=PackedEncoderConfig)
+
+    def of(self, index: int) -> LayerPlan:
+        """The plan of layer ``index``."""
+        return self.layers.get(index, self.default)
+
+    def problems(self, count: int) -> list[str]:
+        """Why an encoder of ``count`` layers cannot follow it; empty if it can."""
+        found = [
+            f"the plan names layer {index}, need 0 to {count - 1}"
+            for index in self.layers
+            if not 0 <= index < count
+        ]
+        if not self.trained and not all(self.of(index).is_dense for index in range(count)):
+            found.append(
+                "the plan has binary slots, and the signs of ordinary weights compute noise; need "
+                "weights that were trained to be binary; try EncoderPlan(..., trained=True)"
+            )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and the ``version`` of their meaning, ready for ``json.dump``."""
+        return {
+            "version": 1,
+            "default": asdict(self.default),
+            "layers": {str(index): asdict(plan) for index, plan in self.layers.items()},
+            "trained": self.trained,
+            "settings": self.settings.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EncoderPlan:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: another version, unknown or missing fields, or a value that does not fit.
+        """
+        if data.get("version") != 1:
+            raise ValueError(
+                f"not an EncoderPlan: version is {data.get('version')!r}, need 1; try EncoderPlan()"
+            )
+        try:
+            return cls(
+                default=LayerPlan(**data["default"]),
+                layers={int(index): LayerPlan(**plan) for index, plan in data["layers"].items()},
+                trained=bool(data["trained"]),
+                settings=PackedEncoderConfig.from_dict(data["settings"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not an EncoderPlan: {error}; try EncoderPlan()") from error

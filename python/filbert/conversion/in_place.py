@@ -15,11 +15,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ..plan import PackedEncoderConfig
+from ..plan import EncoderPlan, PackedEncoderConfig
 from .hugging_face.holders import module_of
 from .probe import Example, difference, make_example
 from .reporting import Report, ReportRow, left_alone, rows_of_encoder
-from .swap import SwappedEncoder
+from .swap import SwappedEncoder, refusals_of
 
 __all__ = ["ConvertError", "convert", "report", "revert"]
 
@@ -57,7 +57,10 @@ class _Candidate:
 
 
 def convert(
-    model: Model, config: PackedEncoderConfig | None = None, *, strict: bool = True
+    model: Model,
+    config: PackedEncoderConfig | EncoderPlan | None = None,
+    *,
+    strict: bool = True,
 ) -> Model:
     """Swaps every BERT-shaped encoder in ``model`` for a packed one, in place.
 
@@ -85,7 +88,9 @@ def convert(
     Args:
         model: any module; float32, bfloat16 or float16 weights. Or what keeps
             one as its ``model``, such as a pipeline.
-        config: settings; the defaults if not given.
+        config: settings, or a plan of which kind each slot of each layer is; all are dense and
+            the settings the defaults if not given. A plan with other kinds is proven with all slots
+            dense first: another kind computes something else by its nature.
         strict: refuse the whole model if any encoder in it is refused. If False, what can be
             converted is, and :func:`report` says why the rest was left.
 
@@ -102,29 +107,33 @@ def convert(
 
     Paper: ByteTransformer, arXiv 2210.03052.
     """
-    _convert(module_of(model, "convert"), config or PackedEncoderConfig(), strict)
+    plan = config if isinstance(config, EncoderPlan) else None
+    if not isinstance(config, EncoderPlan):
+        plan = EncoderPlan(settings=config or PackedEncoderConfig())
+    assert plan is not None
+    _convert(module_of(model, "convert"), plan, strict)
     return model
 
 
-def _convert(model: nn.Module, config: PackedEncoderConfig, strict: bool) -> None:
+def _convert(model: nn.Module, plan: EncoderPlan, strict: bool) -> None:
     from .hugging_face.calling import drop_capture_hooks
 
     done = [(n, m) for n, m in model.named_modules() if isinstance(m, SwappedEncoder)]
-    if other := [n for n, m in done if m.filbert_config != config]:
+    if other := [n for n, m in done if m.plan != plan]:
         raise ConvertError(
             f"{type(model).__name__} is already converted with other settings",
-            [f"{name}: got {config}" for name in other],
+            [f"{name}: got {plan}" for name in other],
             "try filbert.revert(model) first",
         )
     candidates = list(_candidates(model))
     for candidate in candidates:
-        candidate.reasons += _refusals(model, candidate)
+        candidate.reasons += _refusals(model, candidate, plan)
     bad = [c for c in candidates if c.reasons]
     swapped: list[_Candidate] = []
     if not (strict and bad):
         for candidate in candidates:
             if not candidate.reasons:
-                candidate.reasons = _swap(model, candidate, config)
+                candidate.reasons = _swap(model, candidate, plan)
                 (bad if candidate.reasons else swapped).append(candidate)
     for candidate in candidates:
         _refused[candidate.module] = candidate.reasons
@@ -248,10 +257,14 @@ def owner_of(model: nn.Module, name: str) -> nn.Module | None:
     return next((m for m in above if hasattr(m, "config")), above[0])
 
 
-def _refusals(model: nn.Module, candidate: _Candidate) -> list[str]:
+def _refusals(model: nn.Module, candidate: _Candidate, plan: EncoderPlan) -> list[str]:
     """Every reason against an encoder that does not lie in the structure of its layers."""
+    from .hugging_face.layers import read_encoder
+
     encoder, owner = candidate.module, candidate.owner
     reasons = []
+    if not candidate.reasons:
+        reasons += refusals_of(plan, read_encoder(encoder)[0])
     if encoder is model:
         reasons.append("an encoder cannot be replaced in itself; try the model that holds it")
     settings = getattr(owner, "config", None)
@@ -274,7 +287,7 @@ def _refusals(model: nn.Module, candidate: _Candidate) -> list[str]:
     return reasons
 
 
-def _swap(model: nn.Module, candidate: _Candidate, config: PackedEncoderConfig) -> list[str]:
+def _swap(model: nn.Module, candidate: _Candidate, plan: EncoderPlan) -> list[str]:
     """Swaps one encoder and proves it. On failure everything is as before; returns the reasons."""
     from .hugging_face.calling import CallConvention
     from .hugging_face.layers import read_encoder
@@ -288,11 +301,14 @@ def _swap(model: nn.Module, candidate: _Candidate, config: PackedEncoderConfig) 
             return [f"the original could not be run on a small input ({_line(error)})"]
         convention = CallConvention.of(encoder, getattr(owner, "config", None))
         convention.output_type = type(example.output)
-        replacement = SwappedEncoder(encoder, read_encoder, convention, config)
-        reasons = _disagreement(example, replacement) if config.check else []
+        all_dense = EncoderPlan(settings=plan.settings)
+        replacement = SwappedEncoder(encoder, read_encoder, convention, all_dense)
+        reasons = _disagreement(example, replacement) if plan.settings.check else []
         if reasons:
             replacement.unpack_weights()
         else:
+            if plan != all_dense:
+                replacement.follow(plan)
             _replace(model, encoder, replacement)
         return reasons
 

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.build import why_not
 from ..nn.dense.weights import DenseWeights
 from ..nn.encoder import PackedEncoder
 from ..nn.layer import EncoderLayer
 from ..nn.parts import LayerParts
 from ..nn.placeholder import Placeholders, Watch
-from ..plan import PackedEncoderConfig
+from ..plan import EncoderPlan
 from ..refusals import below_autograd, is_exporting, refuse_recording
 
 __all__ = ["EncoderReached", "SwappedEncoder", "stop_at_encoder"]
@@ -58,7 +59,7 @@ class SwappedEncoder(PackedEncoder):
             kept, because weights are packed again after a cast, a move or a load.
         convention: how the encoder is called; see
             :class:`filbert.conversion.hugging_face.calling.CallConvention`.
-        config: the settings it was converted with.
+        plan: which kind each slot of each layer is, and the settings.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class SwappedEncoder(PackedEncoder):
         original: nn.Module,
         read_layers: Callable[[nn.Module], tuple[list[LayerParts], list[str]]],
         convention: Any,
-        config: PackedEncoderConfig,
+        plan: EncoderPlan,
     ) -> None:
         nn.Module.__init__(self)
         _keep_dynamo_out()
@@ -75,8 +76,8 @@ class SwappedEncoder(PackedEncoder):
         self.__dict__["original"] = original
         self.read_layers = read_layers
         self.convention = convention
-        self.filbert_config = config
-        self.masked_rows = config.masked_rows
+        self.plan = plan
+        self.masked_rows = plan.settings.masked_rows
         self.refusals: list[str] = []
         lists = [n for n, m in original.named_children() if isinstance(m, nn.ModuleList)]
         self.list_name = lists[0]
@@ -104,6 +105,7 @@ class SwappedEncoder(PackedEncoder):
         self._drop_guard()
         with torch.inference_mode(False), torch.no_grad():
             parts, self.refusals = self.read_layers(self.original)
+            self.refusals += refusals_of(self.plan, parts)
             if not self.refusals:
                 self._pack(parts)
             self._show_parameters(written)
@@ -120,8 +122,9 @@ class SwappedEncoder(PackedEncoder):
         try:
             self._build(
                 parts,
-                self.filbert_config.fold_bias,
+                self.plan.settings.fold_bias,
                 packed=lambda own, layer: self._hide(own.linears(), layer),
+                plan=self.plan,
             )
         except BaseException:
             self._fill_weights()
@@ -133,6 +136,12 @@ class SwappedEncoder(PackedEncoder):
         hooks = self.original._forward_pre_hooks
         for key in [key for key, hook in hooks.items() if hook is _refuse_skeleton]:
             del hooks[key]
+
+    def follow(self, plan: EncoderPlan) -> None:
+        """Packs the weights again, as ``plan`` says."""
+        self.unpack_weights()
+        self.plan, self.masked_rows = plan, plan.settings.masked_rows
+        self.pack_weights()
 
     def unpack_weights(self) -> None:
         """Puts every dense weight back into the original, bit for bit; drops the packed ones."""
@@ -407,6 +416,14 @@ class SwappedEncoder(PackedEncoder):
                     # What was loaded in inference mode counts no writes.
                     linear.weight.data = weight.clone() if weight.is_inference() else weight
         self.pack_weights()
+
+
+def refusals_of(plan: EncoderPlan, parts: list[LayerParts]) -> list[str]:
+    """Why layers of ``parts`` cannot be built as ``plan`` says; empty if they can."""
+    reasons = plan.problems(len(parts)) if parts else []
+    for index, layer_parts in enumerate(parts):
+        reasons += [f"layer {index}: {why}" for why in why_not(layer_parts, plan.of(index))]
+    return reasons
 
 
 def _refuse_skeleton(original: nn.Module, inputs: Any) -> None:

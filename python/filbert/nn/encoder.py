@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..packed.batch import PackedBatch
-from ..plan import PackedEncoderConfig
+from ..plan import EncoderPlan, PackedEncoderConfig
 from ..refusals import below_autograd, has_tangent
-from .dense.layer import dense_layer
+from .build import build_layer
 from .dense.linear import row_dtype
 from .layer import EncoderLayer
 from .parts import LayerParts
@@ -87,6 +87,7 @@ class PackedEncoder(nn.Module):
         parts: Sequence[LayerParts],
         fold_bias: bool,
         packed: Callable[[LayerParts, EncoderLayer], None] | None = None,
+        plan: EncoderPlan | None = None,
     ) -> None:
         """Packs layer by layer. ``packed`` is told after each, so that the original weights of one
         layer can be let go before those of the next are packed."""
@@ -97,8 +98,9 @@ class PackedEncoder(nn.Module):
         rows = row_dtype(weight.dtype, weight.device)
         self.packed_layers = nn.ModuleList()
         for index, layer_parts in enumerate(parts):
-            layer = dense_layer(
+            layer = build_layer(
                 layer_parts,
+                (plan or EncoderPlan()).of(index),
                 compute_dtype=rows,
                 fold_bias=fold_bias,
                 split_query=index == len(parts) - 1,
