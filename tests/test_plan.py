@@ -47,6 +47,7 @@ def test_plans_go_through_json(plan):
         ({"version": 1}, "'default'"),
         ({**MIXED.to_dict(), "layers": {"1": {"feed_forward": "ternary"}}}, "'ternary', need one"),
         ({**MIXED.to_dict(), "layers": {"1": {"inner": "dense"}}}, "inner"),
+        ({**MIXED.to_dict(), "trained": "no"}, "trained is 'no', need True"),
         ({**MIXED.to_dict(), "layers": []}, "try EncoderPlan"),
     ],
 )

@@ -183,11 +183,16 @@ class EncoderPlan:
             raise ValueError(
                 f"not an EncoderPlan: version is {data.get('version')!r}, need 1; try EncoderPlan()"
             )
+        if not isinstance(data.get("trained", False), bool):
+            raise ValueError(
+                f"not an EncoderPlan: trained is {data['trained']!r}, need True or False; try "
+                "EncoderPlan()"
+            )
         try:
             return cls(
                 default=LayerPlan(**data["default"]),
                 layers={int(index): LayerPlan(**plan) for index, plan in data["layers"].items()},
-                trained=bool(data["trained"]),
+                trained=data["trained"],
                 settings=PackedEncoderConfig.from_dict(data["settings"]),
             )
         except (KeyError, TypeError, AttributeError) as error:

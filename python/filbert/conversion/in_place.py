@@ -107,11 +107,9 @@ def convert(
 
     Paper: ByteTransformer, arXiv 2210.03052.
     """
-    plan = config if isinstance(config, EncoderPlan) else None
     if not isinstance(config, EncoderPlan):
-        plan = EncoderPlan(settings=config or PackedEncoderConfig())
-    assert plan is not None
-    _convert(module_of(model, "convert"), plan, strict)
+        config = EncoderPlan(settings=config or PackedEncoderConfig())
+    _convert(module_of(model, "convert"), config, strict)
     return model
 
 

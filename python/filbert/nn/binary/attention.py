@@ -387,9 +387,10 @@ class MixedAttention(_BetweenBinary):
     @classmethod
     def from_config(cls, config: dict[str, Any], out: Any) -> MixedAttention:
         """As :meth:`BinaryAttention.from_config`."""
-        kinds: dict[str, Any] = {"binary": LinearBinary, "binary_sum": LinearBinarySum}
+        from ..kinds import linear_from_config
+
         return cls(
-            [kinds[layer["kind"]].from_config(layer) for layer in config["layers"]],
+            [linear_from_config(layer) for layer in config["layers"]],
             config["heads"], bits=config["bits"],
             scales=torch.ones(4) if config["static"] else None,
             clips=config["clips"], prob_levels=config["prob_levels"], fuse=False,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cache
-from typing import NamedTuple
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,11 +21,12 @@ __all__ = ["BACKENDS", "GELU_FORMS", "Backend", "FLinear", "FilbertGemm", "Norm"
 GELU_FORMS = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
-class Norm(NamedTuple):
-    """A LayerNorm that follows a linear layer: ``weight`` and ``bias`` ``[N]``, and ``eps``."""
+class Norm(Protocol):
+    """A LayerNorm that follows a linear layer, such as :class:`filbert.nn.RowNorm`: ``weight`` and
+    ``bias`` ``[N]``, and ``eps``."""
 
-    weight: Tensor
-    bias: Tensor
+    weight: Any
+    bias: Any
     eps: float
 
 
