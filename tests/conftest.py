@@ -40,6 +40,8 @@ import torch  # noqa: E402 - reads the environment
 from filbert import _load, ops  # noqa: E402
 from filbert.nn.dense.backends import FLinear  # noqa: E402
 from filbert.nn.dense.linear import row_dtype  # noqa: E402
+from filbert.ops.shared import calling  # noqa: E402
+from filbert.ops.shared.operator import register_namespace  # noqa: E402
 
 ISAS = list(_load.C.isas()) if _load.C is not None else []
 #: 0 is warps and lanes in their order; operands start at a guard page for 1, and else end at one
@@ -56,7 +58,7 @@ def _load_hostcuda() -> str | None:
     if not library.exists():
         return "built without FILBERT_HOSTCUDA; make test builds with it"
     torch.ops.load_library(str(library))
-    ops.register("filbert_hostcuda")
+    register_namespace("filbert_hostcuda")
     return None
 
 
@@ -140,8 +142,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         torch.set_num_threads(before[1])
     elif kind == "hostcuda":
         kernels = torch.ops.filbert_hostcuda
-        monkeypatch.setattr(ops, "_kernels", lambda: kernels)
-        monkeypatch.setattr(ops, "_has_tiles", lambda cu_seqlens: True)
+        monkeypatch.setattr(calling, "kernels", lambda: kernels)
+        monkeypatch.setattr("filbert.ops._attn_tiles._has_tiles", lambda cu_seqlens: True)
         kernels.set_seed(int(choice))
         yield kind
     else:

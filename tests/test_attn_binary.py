@@ -10,7 +10,10 @@ import torch
 
 from bit_rows import bit_rows, integers
 from cases import LENGTHS, offsets
-from filbert import _load, ops, reference
+from filbert import _load, ops
+from filbert.ops._attn_binary import reference_attn_binary
+from filbert.ops.shared import calling
+from filbert.ops.shared.words import words_to_bits, words_to_codes
 from once import once
 from tolerances import assert_exact
 
@@ -24,7 +27,7 @@ def operands(lengths, heads, dim, orphans=2):
 
 
 def signs(words, heads, dim):
-    return 2 * reference.words_to_bits(words, heads * dim).unflatten(1, (heads, dim)).double() - 1
+    return 2 * words_to_bits(words, heads * dim).unflatten(1, (heads, dim)).double() - 1
 
 
 def compare(context, threshold, ties):
@@ -39,7 +42,7 @@ def check(got, context, covered, threshold, ties, width):
     codes[covered:] = 0
     words, sums = got
     assert words.shape == (2 if ties == "exact" else 1, context.shape[0], width // 32)
-    assert_exact(reference.words_to_codes(words, width), codes)
+    assert_exact(words_to_codes(words, width), codes)
     assert_exact(sums, codes.sum(1).to(torch.int32))
 
 
@@ -113,10 +116,10 @@ def test_all_scores_tie(backend, ties):
     cu = offsets([length])
     none, _ = ops.attn_binary(q, k, v, cu, length, heads, dim, ties=ties)
     context = torch.zeros(length, dim, dtype=torch.float64)
-    assert_exact(reference.words_to_codes(none, dim), compare(context, 0, ties))
+    assert_exact(words_to_codes(none, dim), compare(context, 0, ties))
     every, _ = ops.attn_binary(q, k, v, cu, length, heads, dim, ties=ties, score_ties="above")
     context[:] = signs(v, heads, dim).sum(0)
-    assert_exact(reference.words_to_codes(every, dim), compare(context, 0, ties))
+    assert_exact(words_to_codes(every, dim), compare(context, 0, ties))
 
 
 @pytest.mark.every_order
@@ -145,7 +148,7 @@ def test_the_longest_is_a_hint(backend, longest):
     lengths, heads, dim = [50, 3], 2, 64
     q, k, v = operands(lengths, heads, dim)
     got = ops.attn_binary(q, k, v, offsets(lengths), longest, heads, dim)
-    expected = reference.attn_binary(q, k, v, offsets(lengths), heads, dim)
+    expected = reference_attn_binary(q, k, v, offsets(lengths), heads, dim)
     assert_exact(got[0], expected[0])
     assert_exact(got[1], expected[1])
 
@@ -155,7 +158,7 @@ def test_thresholds_beyond_reach(backend):
     for value, bit in ((-(2**31), 1), (2**31 - 1, 0)):
         threshold = torch.full((64,), value, dtype=torch.int32)
         words, sums = ops.attn_binary(q, k, v, offsets([40]), 40, 1, 64, threshold=threshold)
-        assert_exact(reference.words_to_codes(words, 64), torch.full((40, 64), bit))
+        assert_exact(words_to_codes(words, 64), torch.full((40, 64), bit))
         assert sums.tolist() == [64 * bit] * 40
 
 
@@ -224,7 +227,7 @@ def test_refuses(args, more, message):
 def test_opcheck(backend):
     q, k, v = operands([5, 3], 2, 32)
     args = (q, k, v, offsets([5, 3]), 5, 2, 32)
-    kernel = ops._kernels().attn_binary.default
+    kernel = calling.kernels().attn_binary.default
     torch.library.opcheck(kernel, args)
     table = ops.softmax_table(0.1, 32)
     threshold = torch.zeros(64, dtype=torch.int32)

@@ -10,7 +10,7 @@ import torch
 from cases import LENGTHS, normal, offsets
 from conftest import BACKENDS
 from filbert import attn_tiles, attn_varlen
-from filbert.ops import tile_capacity
+from filbert.ops._attn_tiles import tile_capacity
 from tolerances import assert_exact
 
 #: the backends that have a work list

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from cases import DTYPES, LENGTHS, normal, offsets
-from filbert import attn_varlen, ops, reference
+from filbert import attn_varlen, ops
+from filbert.ops._attn_varlen import reference_attn_varlen
+from filbert.ops.shared import calling
 from once import once
 from tolerances import assert_close_to_native, assert_exact
 
@@ -34,10 +36,10 @@ def check(q, k, v, cu_q, cu_k, **features):
 def answers(q, k, v, cu_q, cu_k, scale, **features):
     """Output and lse in the dtype of q, and in float64."""
     wide = {n: t.double() if isinstance(t, torch.Tensor) else t for n, t in features.items()}
-    exact = reference.attn_varlen(
+    exact = reference_attn_varlen(
         q.double(), k.double(), v.double(), cu_q, cu_k, 0, 0, scale, **wide
     )
-    native = reference.attn_varlen(q, k, v, cu_q, cu_k, 0, 0, scale, **features)
+    native = reference_attn_varlen(q, k, v, cu_q, cu_k, 0, 0, scale, **features)
     if q.dtype != torch.float32:
         # The reference keeps its weights in float32; PyTorch's 16-bit attention rounds them too.
         native = (native_16bit(q, k, v, cu_q, cu_k, scale, **features), native[1])
@@ -58,7 +60,7 @@ def native_16bit(q, k, v, cu_q, cu_k, scale, **features):
     out = torch.zeros_like(q)
     eye = torch.eye(int(k.shape[0]))
     rows = eye[:, None, :].expand(-1, q.shape[1], -1)  # V = identity reads the weights off
-    weights, _ = reference.attn_varlen(
+    weights, _ = reference_attn_varlen(
         q.float(), k.float(), rows, cu_q, cu_k, 0, 0, scale, **features
     )
     out[:] = torch.einsum("qhk,khd->qhd", weights.to(q.dtype).float(), v.float()).to(q.dtype)
@@ -142,12 +144,12 @@ def test_errors_do_not_grow_with_the_number_of_keys(backend, lengths, slope):
     slopes = None if slope is None else torch.tensor([slope, 2 * slope])
     check(q, k, v, cu_q, cu_k, alibi_slopes=slopes)
     rest = (cu_q, cu_k, 0, 0, 40**-0.5)
-    exact, _ = reference.attn_varlen(
+    exact, _ = reference_attn_varlen(
         *(t.double() for t in (q, k, v)), *rest, None if slopes is None else slopes.double()
     )
     ours, native = (
         (op(q, k, v, *rest, slopes)[0].double() - exact).abs().mean()
-        for op in (attn_varlen, reference.attn_varlen)
+        for op in (attn_varlen, reference_attn_varlen)
     )
     assert ours < 1.5 * native
 
@@ -414,7 +416,7 @@ def test_opcheck(backend, dtype):
         (*torch.zeros(3, 0, 2, 26, dtype=dtype), offsets([]), offsets([]), 0, 0, 1.0),
         (q[..., :10], k[..., :10], v[..., :10], cu, cu, 7, 7, 0.25),
     ]:
-        torch.library.opcheck(ops._kernels().attn_varlen.default, args)
+        torch.library.opcheck(calling.kernels().attn_varlen.default, args)
 
 
 def test_compiles_once_for_any_max_seqlen():

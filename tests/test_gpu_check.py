@@ -19,6 +19,7 @@ from bench.gpu_check import exercise, libraries, process, report, sanitizer
 from bench.gpu_check.process import FAILED, NOT_RUN, PASSED, Deadline, Ended
 
 from filbert import _load
+from filbert.ops.shared import calling
 from stand_in_gpu import H100, stand_in
 
 ROOT = Path(__file__).parents[1]
@@ -348,9 +349,8 @@ def test_the_exercise_passes_on_the_cpu_and_names_what_is_wrong(monkeypatch, cap
 
 
 def test_the_exercise_passes_on_the_cuda_source_run_by_the_host(monkeypatch, hostcuda):
-    from filbert import ops
 
-    monkeypatch.setattr(ops, "_kernels", lambda: hostcuda)
+    monkeypatch.setattr(calling, "kernels", lambda: hostcuda)
     monkeypatch.setattr(exercise, "dtypes_on", lambda device: ["float16"])
     found = list(exercise.outcomes("cpu", False))
     assert any("float16 D=128" in name for name, _, _ in found)

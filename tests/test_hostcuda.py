@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cases import normal
-from filbert import reference
+from filbert.ops._linear_binary import binary_product, reference_linear_binary_bits
+from filbert.ops.shared.words import codes_to_words, weight_to_tiles, words_to_bits
 from tolerances import assert_exact
 
 X = torch.arange(64.0) + 1
@@ -101,7 +102,7 @@ def test_bit_fragments(hostcuda, words):
         for rows in (16, 8)
     )
     c = normal(16, 8).round().to(torch.int32)
-    counts = [reference.words_to_bits(t, 32 * words) for t in (a, b)]
+    counts = [words_to_bits(t, 32 * words) for t in (a, b)]
     expected = c + (counts[0] @ counts[1].T).to(torch.int32)
     hostcuda.bit_product_(a, b, c)
     assert_exact(c, expected)
@@ -119,8 +120,8 @@ def test_capability(hostcuda, capability):
     generator = torch.Generator().manual_seed(2)
     codes = torch.randint(0, 4, (37, 100), generator=generator)
     bits = torch.randint(0, 2, (70, 100), generator=generator)
-    words, sums = reference.codes_to_words(codes, 2)
-    tiles, totals = reference.weight_to_tiles(bits), (2 * bits.sum(1) - 100).to(torch.int32)
+    words, sums = codes_to_words(codes, 2)
+    tiles, totals = weight_to_tiles(bits), (2 * bits.sum(1) - 100).to(torch.int32)
     threshold = torch.randint(-30, 30, (70,), generator=generator).to(torch.int32)
     operands = (words, sums, tiles, totals)
     try:
@@ -130,10 +131,10 @@ def test_capability(hostcuda, capability):
     finally:
         hostcuda.set_capability(90)
     for ours, meant in zip(
-        got, reference.linear_binary_bits(*operands, threshold, 1, -1), strict=True
+        got, reference_linear_binary_bits(*operands, threshold, 1, -1), strict=True
     ):
         assert_exact(ours, meant)
-    assert_exact(numbers, reference.binary_product(*operands, 1, -1).float())
+    assert_exact(numbers, binary_product(*operands, 1, -1).float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent / "python" / "filbert"
 #: lowest first; modules of one storey may know each other
 STOREYS = (
     {"_load", "refusals"},
-    {"ops", "reference", "info"},
+    {"ops"},
+    {"info"},
     {"packed"},
     {"plan"},
     {"nn"},

@@ -7,7 +7,9 @@ import torch
 
 from bit_rows import code_rows, integers, weights
 from cases import DTYPES, normal
-from filbert import _load, ops, reference
+from filbert import _load, ops
+from filbert.ops.shared import calling
+from filbert.ops.shared.words import codes_to_words, words_to_bits, words_to_codes
 from tolerances import assert_close_to_native, assert_exact
 
 #: rows, inputs, outputs: no multiple of any tile unless it is there to be one
@@ -43,9 +45,9 @@ def test_bits_out(backend, shape, kind):
         words, sums, tiles, totals, threshold.int(), step=step, low=low
     )
     expected = (exact >= threshold).long()
-    assert_exact(reference.words_to_codes(got, outputs), expected)
+    assert_exact(words_to_codes(got, outputs), expected)
     assert_exact(ones, expected.sum(1).to(torch.int32))
-    assert not reference.words_to_bits(got, 32 * got.shape[2])[..., outputs:].any()
+    assert not words_to_bits(got, 32 * got.shape[2])[..., outputs:].any()
 
 
 #: which of ``until``, ``lower`` and ``lower_until`` are given
@@ -79,9 +81,9 @@ def test_codes_out(backend, shape, edges):
         lower |= exact < ends["lower_until"]
     expected = upper.long() if edges == ("until",) else upper.long() + lower.long()
     assert got.shape[0] == (1 if edges == ("until",) else 2)
-    assert_exact(reference.words_to_codes(got, outputs), expected)
+    assert_exact(words_to_codes(got, outputs), expected)
     assert_exact(ones, expected.sum(1).to(torch.int32))
-    assert not reference.words_to_bits(got, 32 * got.shape[2])[..., outputs:].any()
+    assert not words_to_bits(got, 32 * got.shape[2])[..., outputs:].any()
 
 
 @pytest.mark.parametrize("density", [0.0, 0.001, 0.5])
@@ -95,7 +97,7 @@ def test_zeros_in_rows_of_signs(backend, shape, density):
     zeros[rows // 2] = False  # a row without any, and one of nothing else
     zeros[-1] = density > 0
     codes[zeros.to(codes.device)] = 1
-    words, sums = reference.codes_to_words(codes, 2)
+    words, sums = codes_to_words(codes, 2)
     signs, tiles, totals = weights(outputs, features)
     got = ops.linear_binary(words, sums, tiles, totals, torch.ones(outputs), step=1, low=-1)
     assert_exact(got, dots(codes, signs, 1, -1).float())
@@ -170,7 +172,7 @@ def test_more_large_tiles_than_multiprocessors(backend, kind):
         words, sums, tiles, totals, threshold.int(), step=step, low=low
     )
     expected = (exact >= threshold).long()
-    assert_exact(reference.words_to_codes(got, outputs), expected)
+    assert_exact(words_to_codes(got, outputs), expected)
     assert_exact(ones, expected.sum(1).to(torch.int32))
     alpha, bias = torch.ones(outputs), integers(-9, 9, outputs).float()
     got = ops.linear_binary(words, sums, tiles, totals, alpha, bias, step=step, low=low)
@@ -278,7 +280,7 @@ def test_refuses(args, more, message):
 
 @pytest.mark.any_isa
 def test_opcheck(backend):
-    kernels = ops._kernels()
+    kernels = calling.kernels()
     _, words, sums = code_rows(3, 64, 2)
     _, tiles, totals = weights(20, 64)
     given = (words, sums, tiles, totals)

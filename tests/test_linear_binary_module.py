@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional as F
 
 from binary_reference import above, below, bibert_weight, binarybert_weight, bit_weight
-from filbert import reference
 from filbert.nn import (
     DotPacker,
     LinearBinary,
@@ -21,6 +20,7 @@ from filbert.nn import (
     threshold_of,
     weight_tiles,
 )
+from filbert.ops.shared.words import codes_to_words
 from filbert.packed.bits import PackedBits
 from tolerances import assert_exact
 
@@ -189,9 +189,9 @@ def codes_of(dots, above, until=None, lower=None, lower_until=None):
 
     codes = bit(above, until).long()
     if lower is None and lower_until is None:
-        return reference.codes_to_words(codes[None], 1)
+        return codes_to_words(codes[None], 1)
     codes += bit(above if lower is None else lower, lower_until)
-    return reference.codes_to_words(codes[None], 2)
+    return codes_to_words(codes[None], 2)
 
 
 def test_gelu_between_signs_costs_nothing():

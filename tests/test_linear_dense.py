@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cases import normal
-from filbert import _load, explain, linear_dense, ops, pack_dense, unpack_dense
+from filbert import _load, explain, linear_dense, pack_dense, unpack_dense
+from filbert.ops._linear_dense import reference_linear_dense
+from filbert.ops.shared import calling
 from tolerances import assert_close_to_native, assert_exact
 
 #: dtype of the rows, dtype of the weight
@@ -160,7 +162,7 @@ def test_reference_is_the_same():
     others = (normal(20), "silu", normal(9, 20), normal(20), normal(20), 1e-5)
     assert torch.allclose(
         linear_dense(x, pack_dense(w), 20, *others),
-        ops.reference.linear_dense(x, pack_dense(w), 20, *others), atol=1e-5,
+        reference_linear_dense(x, pack_dense(w), 20, *others), atol=1e-5,
     )  # fmt: skip
 
 
@@ -193,7 +195,7 @@ def test_refuses(args, message):
 @pairs
 def test_opcheck(rows, weights):
     args = (normal(3, 9, dtype=rows), pack_dense(weight_of(20, 9, weights)), 20)
-    torch.library.opcheck(ops._kernels().linear_dense.default, args)
+    torch.library.opcheck(calling.kernels().linear_dense.default, args)
 
 
 def test_explains():

@@ -7,7 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cases import DTYPES, normal
-from filbert import PackedBits, ops, reference
+from filbert import PackedBits, ops
+from filbert.ops._pack_bits import reference_pack_codes
+from filbert.ops.shared import calling
+from filbert.ops.shared.words import words_to_bits, words_to_codes
 from tolerances import assert_exact
 
 WIDTHS = [1, 31, 32, 33, 100, 768, 3072]
@@ -42,10 +45,10 @@ def test_bits(backend, dtype, width, ties, given):
     words, sums = ops.pack_bits(x, threshold, ties)
     codes = expected_codes(x, threshold, ties)
     assert words.shape == (2 if ties == "exact" else 1, 7, (width + 31) // 32)
-    assert_exact(reference.words_to_codes(words, width), codes)
+    assert_exact(words_to_codes(words, width), codes)
     assert_exact(sums, codes.sum(1).to(torch.int32))
     # What pads a row is zero.
-    past = reference.words_to_bits(words, 32 * words.shape[2])[..., width:]
+    past = words_to_bits(words, 32 * words.shape[2])[..., width:]
     assert not past.any()
 
 
@@ -70,7 +73,7 @@ def test_codes(backend, dtype, bits, width, low):
     quotient = torch.where(scale[:, None] == 0, 0.0, x.double() / scale.double()[:, None])
     quotient = torch.where(quotient.isnan(), 0.0, quotient)
     codes = quotient.clamp(-1e6, 1e6).round().clamp(lowest, lowest + 2**bits - 1).long() - lowest
-    assert_exact(reference.words_to_codes(words, width), codes)
+    assert_exact(words_to_codes(words, width), codes)
     assert_exact(sums, codes.sum(1).to(torch.int32))
 
 
@@ -83,7 +86,7 @@ def test_codes_of_any_scale(backend):
     words, _, _ = ops.pack_codes(rows, 8, -128, scale)
     inverse = torch.where((1 / scale).isfinite(), 1 / scale, 0.0)
     levels = (rows * inverse[:, None]).double().round().clamp(-128, 127)
-    assert_exact(reference.words_to_codes(words, 120), levels.long() + 128)
+    assert_exact(words_to_codes(words, 120), levels.long() + 128)
     assert not levels[[1, 3, 4]].any()
 
 
@@ -97,7 +100,7 @@ def test_scale_of_each_row(backend, bits):
     words, _, scale = ops.pack_codes(x, bits, -(2 ** (bits - 1)))
     finite = torch.where(x.isfinite(), x, 0.0).abs().amax(1)
     assert_exact(scale, finite / (2 ** (bits - 1) - 1))
-    values = reference.words_to_codes(words, 70) - 2 ** (bits - 1)
+    values = words_to_codes(words, 70) - 2 ** (bits - 1)
     error = (values * scale[:, None] - x)[[0, 4]].abs().amax(1)
     assert (error <= scale[[0, 4]] * 0.5001).all()
     assert not values[1].any()
@@ -124,7 +127,7 @@ def test_nothing_to_pack(backend, shape):
     words, sums = ops.pack_bits(torch.zeros(shape))
     assert words.shape == (1, shape[0], shape[1] // 32)
     assert sums.tolist() == [0] * shape[0]
-    for make in (ops.pack_codes, reference.pack_codes):
+    for make in (ops.pack_codes, reference_pack_codes):
         words, sums, scale = make(torch.zeros(shape), 4, -8)
         assert words.shape == (4, shape[0], shape[1] // 32)
         assert sums.tolist() == scale.tolist() == [0] * shape[0]
@@ -138,7 +141,7 @@ def test_one_row_for_all(backend):
 def test_threads_do_not_change_bits(threads):
     x = normal(300, 700)
     codes = (x > 0).long()
-    assert_exact(reference.words_to_codes(ops.pack_bits(x)[0], 700), codes)
+    assert_exact(words_to_codes(ops.pack_bits(x)[0], 700), codes)
 
 
 def test_packed_bits_unpack_to_what_they_stand_for(backend):
@@ -193,7 +196,7 @@ def test_the_reference_divides_by_no_python_number():
             return function(*args, **(kwargs or {}))
 
     with Watch():
-        reference.pack_codes(X, 8, -128)
+        reference_pack_codes(X, 8, -128)
     assert divisors
     assert all(isinstance(divisor, torch.Tensor) for divisor in divisors)
 
@@ -201,7 +204,7 @@ def test_the_reference_divides_by_no_python_number():
 @pytest.mark.any_isa
 @pytest.mark.parametrize("ties", TIES)
 def test_opcheck(backend, ties):
-    kernels = ops._kernels()
+    kernels = calling.kernels()
     x = normal(3, 40)
     torch.library.opcheck(kernels.pack_bits.default, (x, torch.zeros(40), ties))
     torch.library.opcheck(kernels.pack_codes.default, (x, 4, -8))

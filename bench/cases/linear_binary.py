@@ -108,7 +108,7 @@ class _Layer:
         size = self.right_answer()
 
         def result(value: tuple[Tensor, Tensor]) -> Tensor:
-            from filbert.reference import words_to_bits
+            from filbert.ops.shared.words import words_to_bits
 
             bits = words_to_bits(value[0][0], self.size.outputs)
             return torch.where(bits == 1, size.abs(), -size.abs())

@@ -15,6 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from filbert.ops._attn_binary import reference_attn_binary
+from filbert.ops._attn_varlen import reference_attn_varlen
+from filbert.ops._linear_binary import reference_linear_binary, reference_linear_binary_bits
+from filbert.ops._pack_bits import reference_pack_bits, reference_pack_codes
+from filbert.ops.shared.words import bits_to_words, weight_to_tiles
+
 from ..check import row_error
 from ..runner import DTYPES, dtypes_on
 
@@ -39,7 +45,7 @@ def offsets(lengths: list[int]) -> Tensor:
 
 def attention(device: str, dtype: str, dims: tuple[int, ...], features: bool) -> Iterator[Outcome]:
     """Packed attention: views of one buffer, tensors of their own, biases and a window."""
-    from filbert import attn_tiles, attn_varlen, reference
+    from filbert import attn_tiles, attn_varlen
 
     for lengths in LENGTHS:
         total, cu = sum(lengths), offsets(lengths)
@@ -53,7 +59,7 @@ def attention(device: str, dtype: str, dims: tuple[int, ...], features: bool) ->
         for dim in dims:
             qkv = normal(total, 3, 3, dim, dtype=DTYPES[dtype])
             q, k, v = qkv.double().unbind(1)
-            right, _ = reference.attn_varlen(q, k, v, cu, cu, 0, 0, dim**-0.5, slopes, window, bias)
+            right, _ = reference_attn_varlen(q, k, v, cu, cu, 0, 0, dim**-0.5, slopes, window, bias)
             views = qkv.to(device).unbind(1)
             apart = [t.contiguous() for t in views]
             for (q, k, v), made in ((views, None), (apart, tiles)):
@@ -105,26 +111,26 @@ def same(name: str, got: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> Outco
 
 def bits(device: str) -> Iterator[Outcome]:
     """The linear layers of bits and what packs their rows."""
-    from filbert import ops, reference
+    from filbert import ops
 
     for rows, features, outputs in ((5, 100, 33), (130, 768, 768), (1, 3072, 80), *large(device)):
         x = normal(rows, features, dtype=torch.float32)
-        packed = reference.pack_bits(x, None, "exact")
+        packed = reference_pack_bits(x, None, "exact")
         name = f"[{rows}, {features}]"
         yield same(f"pack_bits {name}", ops.pack_bits(x.to(device), None, "exact"), packed)
-        codes = reference.pack_codes(x, 8, -128)
+        codes = reference_pack_codes(x, 8, -128)
         yield same(f"pack_codes {name}", ops.pack_codes(x.to(device), 8, -128), codes)
         weight = normal(outputs, features, dtype=torch.float32, seed=1) > 0
-        tiles, totals = reference.weight_to_tiles(weight), 2 * weight.sum(1).int() - features
+        tiles, totals = weight_to_tiles(weight), 2 * weight.sum(1).int() - features
         threshold = torch.arange(outputs, dtype=torch.int32) - outputs // 2
         there = [t.to(device) for t in (tiles, totals, threshold)]
-        for planes, step, low in ((reference.pack_bits(x), 2, -1), (codes[:2], 1, -128)):
+        for planes, step, low in ((reference_pack_bits(x), 2, -1), (codes[:2], 1, -128)):
             own = [t.to(device) for t in planes]
-            right = reference.linear_binary_bits(*planes, tiles, totals, threshold, step, low)
+            right = reference_linear_binary_bits(*planes, tiles, totals, threshold, step, low)
             got = ops.linear_binary_bits(*own, *there, step=step, low=low)
             yield same(f"linear_binary_bits {name} to {outputs}, {len(planes[0])}", got, right)
             edges = [threshold - shift for shift in (9, 1, 5)]
-            right = reference.linear_binary_bits(
+            right = reference_linear_binary_bits(
                 *planes, tiles, totals, threshold, step, low, *edges
             )
             until, lower, lower_until = (t.to(device) for t in edges)
@@ -133,22 +139,22 @@ def bits(device: str) -> Iterator[Outcome]:
             )
             yield same(f"linear_binary_bits to codes, {name} to {outputs}", got, right)
             ones = torch.ones(outputs)
-            right = (reference.linear_binary(*planes, tiles, totals, ones, None, None, step, low),)
+            right = (reference_linear_binary(*planes, tiles, totals, ones, None, None, step, low),)
             got = ops.linear_binary(*own, *there[:2], ones.to(device), step=step, low=low)
             yield same(f"linear_binary {name} to {outputs}, {len(planes[0])}", (got,), right)
 
 
 def bit_attention(device: str) -> Iterator[Outcome]:
     """Attention of bits, Boolean and by a table."""
-    from filbert import ops, reference
+    from filbert import ops
 
     for lengths in LENGTHS:
         cu, total = offsets(lengths), sum(lengths)
         for dim in (32, 64, 128):
             signs = [normal(total, 2 * dim, dtype=torch.float32, seed=s) > 0 for s in range(3)]
-            q, k, v = (reference.bits_to_words(t) for t in signs)
+            q, k, v = (bits_to_words(t) for t in signs)
             for table, half in ((None, 0.0), (ops.softmax_table(0.1, dim), 0.02)):
-                right = reference.attn_binary(
+                right = reference_attn_binary(
                     q, k, v, cu, 2, dim, None, "exact", "below", table, half
                 )
                 got = ops.attn_binary(

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
 from importlib import metadata
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _load
-from .ops import head_dims, tile_capacity
-from .reference import words_for
+from .ops.shared.operator import OPERATORS, Operator
 
 __all__ = ["Explanation", "Info", "explain", "info"]
-
-#: operators and what each computes
-_OPS = {
-    "attn_varlen": "packed variable-length fused attention",
-    "attn_tiles": "the work list of attn_varlen on a GPU",
-    "norm_residual": "bias + residual + LayerNorm",
-    "norm_residual_": "the same, written over its input",
-    "bias_gelu_": "bias + GELU in place",
-    "gather_rows": "rows by index: packing and unpacking",
-    "pack_bits": "rows of numbers to rows of bits",
-    "pack_codes": "rows of numbers to bit planes of 2, 4 or 8 bits",
-    "linear_binary": "linear layer of ±1 weights over bits",
-    "linear_binary_bits": "the same with bits out",
-    "linear_dense": "linear layer of floats, with what follows it",
-    "attn_binary": "attention over bits",
-}
 
 
 class _Lines(dict[str, Any]):
@@ -86,14 +67,12 @@ def _cuda_built(built: dict[str, str]) -> str:
     )
 
 
-def _state(name: str) -> str:
+def _state(operator: Operator) -> str:
     """Where an operator runs, in a few words."""
     if not _load.have_ops():
         return "reference code only"
-    places = [] if name == "attn_tiles" else [f"cpu: {_load.isa()}"]
-    if name != "linear_dense":  # on CUDA it is torch's own
-        places += ["cuda"] if "cuda" not in _load.missing else []
-    return ", ".join(places) or "needs CUDA"
+    here = {"cpu": f"cpu: {_load.isa()}"} | ({} if "cuda" in _load.missing else {"cuda": "cuda"})
+    return ", ".join(here[d] for d in operator.devices if d in here) or "needs CUDA"
 
 
 def info() -> Info:
@@ -124,141 +103,12 @@ def info() -> Info:
             f"{details['isa']} ({details['vector_bytes'] * 8}-bit vectors, {pairs})"
         )
         cpu["others that run"] = ", ".join(n for n in _load.C.isas() if n != details["isa"])
-    state = {name: _state(name) for name in _OPS}
     return Info(
         versions=versions,
         cpu=cpu,
-        operators={name: f"{state[name]}  ({what})" for name, what in _OPS.items()},
+        operators={name: f"{_state(op)}  ({op.what})" for name, op in OPERATORS.items()},
         missing=dict(_load.missing) or {"nothing": ""},
     )
-
-
-def _offsets(cu_seqlens: Tensor) -> list[int]:
-    return [int(i) for i in cu_seqlens.tolist()]
-
-
-def _explain_attn_varlen(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, *_: Any, **__: Any
-) -> dict:
-    assert _load.C is not None
-    if q.is_cuda:
-        padded = q.shape[2] + -q.shape[2] % head_dims(q.device).step
-        plan = _load.C.plan_attn_varlen_cuda(
-            rows_q=q.shape[0], sequences=cu_seqlens_q.shape[0] - 1, heads=q.shape[1],
-            dim=padded, float32=q.dtype == torch.float32,
-            self_attention=q.shape[0] == k.shape[0]
-            and cu_seqlens_q.data_ptr() == cu_seqlens_k.data_ptr(),
-        )  # fmt: skip
-        return {
-            "launch": f"at most {plan['blocks']:,} blocks of {plan['threads']} threads, whatever "
-            "the lengths; those past the end of the work list return at once",
-            "shared memory": f"{plan['shared_bytes']:,} bytes a block",
-            "columns": f"{q.shape[2]} of {plan['tile_dim']} in a tile"
-            + (f", by copies of {padded}" if padded != q.shape[2] else ""),
-            "memory": f"{_attn_bytes(q, k):,} bytes read and written",
-        }
-    threads = torch.get_num_threads()
-    plan = _load.C.plan_attn_varlen(
-        cu_q=_offsets(cu_seqlens_q), cu_k=_offsets(cu_seqlens_k), heads=q.shape[1], dim=q.shape[2],
-        bf16=q.dtype == torch.bfloat16, threads=threads,
-    )  # fmt: skip
-    return {
-        "tasks": f"{len(plan['tasks'])} for {threads} threads, "
-        f"{plan['heads_per_task']} heads of one sequence each, largest first",
-        "longest keys": plan["longest_k"],
-        "scratch": f"{plan['scratch_bytes']:,} bytes for each thread",
-        "work": f"{2 * plan['multiply_adds']:,} floating-point operations",
-        "memory": f"{_attn_bytes(q, k):,} bytes read and written",
-    }
-
-
-def _attn_bytes(q: Tensor, k: Tensor) -> int:
-    """q, k and v read once, the output written once."""
-    return 2 * (q.shape[0] + k.shape[0]) * q.shape[1] * q.shape[2] * q.element_size()
-
-
-def _explain_attn_tiles(
-    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, rows_q: int, rows_k: int
-) -> dict[str, Any]:
-    del cu_seqlens_k, rows_k
-    tiles = tile_capacity(rows_q, cu_seqlens_q.shape[0] - 1)
-    return {"tiles": f"at most {tiles:,}, {32 * tiles + 16:,} bytes, by one block of 256 threads"}
-
-
-def _explain_gather_rows(x: Tensor, index: Tensor) -> dict[str, Any]:
-    moved = 2 * index.shape[0] * x.shape[1] * x.element_size() + 8 * index.shape[0]
-    return {"memory": f"{moved:,} bytes read and written at most"}
-
-
-def _explain_norm_residual(
-    x: Tensor, bias: Tensor | None, residual: Tensor | None, *_: Any, **__: Any
-) -> dict[str, Any]:
-    streams = 2 + (residual is not None)
-    return {"memory": f"{streams * x.numel() * x.element_size():,} bytes read and written"}
-
-
-def _explain_bias_gelu_(
-    x: Tensor, bias: Tensor | None = None, *_: Any, **__: Any
-) -> dict[str, Any]:
-    return {"memory": f"{2 * x.numel() * x.element_size():,} bytes read and written"}
-
-
-def _explain_linear_dense(
-    x: Tensor, weight: Tensor, outputs: int, *_: Any, **__: Any
-) -> dict[str, Any]:
-    moved = (x.numel() + x.shape[0] * outputs) * x.element_size()
-    return {
-        "work": f"{2 * x.numel() * outputs:,} floating-point operations",
-        "memory": f"{weight.numel() * weight.element_size() + moved:,} bytes read and written",
-        "weight": f"{weight.dtype}, {weight.shape[0]} panels of 16 outputs",
-    }
-
-
-def _explain_pack(x: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    planes = args[0] if args and isinstance(args[0], int) else kwargs.get("bits", 1)
-    planes = 2 if "exact" in (*args, kwargs.get("ties")) else planes
-    written = x.shape[0] * (4 * planes * words_for(x.shape[1]) + 4)
-    return {"memory": f"{x.numel() * x.element_size() + written:,} bytes read and written"}
-
-
-def _explain_linear_binary(
-    words: Tensor, sums: Tensor, weight: Tensor, totals: Tensor, *_: Any, **__: Any
-) -> dict[str, Any]:
-    planes, rows, row_words = words.shape
-    outputs = totals.shape[0]
-    found: dict[str, Any] = {}
-    if words.is_cuda:
-        assert _load.C is not None
-        properties = torch.cuda.get_device_properties(words.device)
-        plan = _load.C.plan_linear_binary_cuda(
-            rows, outputs, row_words, planes, properties.multi_processor_count,
-            10 * properties.major + properties.minor,
-        )  # fmt: skip
-        found["counted"] = (
-            "mma.m16n8k256 AND + popcount" if plan["tensor_cores"] else "__popc, no tensor cores"
-        )
-        found["launch"] = (
-            f"{plan['blocks']:,} blocks of {plan['threads']} threads, "
-            f"{plan['tile_rows']} x {plan['tile_outputs']} a block"
-        )
-    else:
-        found["counted"] = "by vectors' population counts or byte lookups, see docs/binary.md"
-    return found | {
-        "work": f"{rows * outputs * row_words * 32 * planes:,} multiply-adds of ±1",
-        "weight": f"{weight.numel() * 4:,} bytes, {weight.numel() * 128:,} as float32",
-        "memory": f"{4 * (words.numel() + weight.numel()):,} bytes of bits read",
-    }
-
-
-def _explain_attn_binary(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *_: Any, **__: Any
-) -> dict[str, Any]:
-    bits = 32 * q.shape[1]
-    lengths = [b - a for a, b in pairwise(_offsets(cu_seqlens))]
-    return {
-        "work": f"{2 * bits * sum(n * n for n in lengths):,} multiply-adds of ±1",
-        "memory": f"{4 * (q.numel() + k.numel() + 2 * v.numel()):,} bytes read and written",
-    }
 
 
 def explain(op: str, x: Tensor, *args: Any, **kwargs: Any) -> Explanation:
@@ -273,45 +123,35 @@ def explain(op: str, x: Tensor, *args: Any, **kwargs: Any) -> Explanation:
     Raises:
         ValueError: an unknown operator.
     """
-    if op not in _OPS:
+    if op not in OPERATORS:
         raise ValueError(
-            f"explain: operator; got {op!r}; need one of {', '.join(_OPS)}; try one of them"
+            f"explain: operator; got {op!r}; need one of {', '.join(OPERATORS)}; try one of them"
         )
     if not _load.have_ops():
         return Explanation(op=op, kernel="reference code", reason=_load.missing["ops"])
+    operator = OPERATORS[op]
+    title = f"{op}: {operator.what}"
     reason = _load.why_no_kernels(x.device)
-    if not x.is_cuda and (op == "attn_tiles" or x.dtype == torch.float16):
-        reason = "the CPU kernels need no work list, and have no float16"
+    if x.device.type not in operator.devices:
+        reason = f"{op} has no kernel for {x.device.type}; need {' or '.join(operator.devices)}"
+    elif x.is_cpu and x.dtype == torch.float16 and not operator.float16_on_cpu:
+        reason = f"{op} has no float16 on the CPU; need float32 or bfloat16"
     if _load.C is None or reason is not None:
         kernel = f"none: {reason}" if reason else "cuda" if x.is_cuda else f"cpu, {_load.isa()}"
         why = "" if _load.C else "filbert._C, which knows the plans, is not loaded"
-        return Explanation(op=f"{op}: {_OPS[op]}", kernel=kernel, reason=why)
+        return Explanation(op=title, kernel=kernel, reason=why)
     if x.is_cuda:
         kernel = "cuda"
         if x.ndim == 3:
             kernel += ", no tensor cores" if x.dtype == torch.float32 else ", mma.m16n8k16"
-        result = Explanation(op=f"{op}: {_OPS[op]}", kernel=kernel, dtype=str(x.dtype))
+        result = Explanation(op=title, kernel=kernel, dtype=str(x.dtype))
     else:
         details = _load.C.isa_details()
         numbers = "bfloat16 pairs" if details["bf16_pairs"] else "bfloat16 widened to float32"
         result = Explanation(
-            op=f"{op}: {_OPS[op]}",
+            op=title,
             kernel=f"cpu, {details['isa']}, {details['vector_bytes'] * 8}-bit vectors",
             dtype=f"{x.dtype}" + (f", {numbers}" if x.dtype == torch.bfloat16 else ""),
         )
-    explainers: dict[str, Callable[..., dict[str, Any]]] = {
-        "attn_varlen": _explain_attn_varlen,
-        "norm_residual": _explain_norm_residual,
-        "norm_residual_": _explain_norm_residual,
-        "bias_gelu_": _explain_bias_gelu_,
-        "gather_rows": _explain_gather_rows,
-        "attn_tiles": _explain_attn_tiles,
-        "pack_bits": _explain_pack,
-        "pack_codes": _explain_pack,
-        "linear_binary": _explain_linear_binary,
-        "linear_binary_bits": _explain_linear_binary,
-        "linear_dense": _explain_linear_dense,
-        "attn_binary": _explain_attn_binary,
-    }
-    result.update(explainers[op](x, *args, **kwargs))
+    result.update(operator.explain(x, *args, **kwargs))
     return result

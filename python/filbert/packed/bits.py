@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import ops, reference
+from .. import ops
+from ..ops.shared.words import words_to_codes
 
 __all__ = ["PackedBits"]
 
@@ -84,7 +85,7 @@ class PackedBits:
 
     def unpack_codes(self) -> Tensor:
         """int64 ``[T, features]`` codes."""
-        return reference.words_to_codes(self.words, self.features)
+        return words_to_codes(self.words, self.features)
 
     def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """``[T, features]`` numbers."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import reference
+from ...ops.shared.words import bits_to_words, words_for
 from .weight import weight_signs
 
 __all__ = ["BinaryEmbedding"]
@@ -44,7 +44,7 @@ class BinaryEmbedding(nn.Module):
         super().__init__()
         self.num_embeddings, self.features = num_embeddings, features
         self.weight_ties = 0
-        shape = (num_embeddings, reference.words_for(features))
+        shape = (num_embeddings, words_for(features))
         self.register_buffer("weight", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("alpha", torch.zeros(num_embeddings))
         signs = 2.0 * (torch.arange(256)[:, None] >> torch.arange(8) & 1) - 1
@@ -61,7 +61,7 @@ class BinaryEmbedding(nn.Module):
             weight, centre, granularity, weight_ties
         )
         # A part of the rows at a time: the bits of a large vocabulary are large as integers.
-        words = [reference.bits_to_words(part) for part in bits.split(4096)]
+        words = [bits_to_words(part) for part in bits.split(4096)]
         table.weight = torch.cat(words) if words else table.weight
         return table
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import ops, reference
+from ... import ops
+from ...ops.shared.words import tiles_to_weight, words_for
 from ...packed.bits import PackedBits
 from ..inference import check_no_gradient
 from .dot_packer import DotPacker
@@ -54,7 +55,7 @@ class LinearBinary(OneBitLinear, nn.Module):
         self.in_features, self.out_features = packer.features, out_features
         self.packer = packer
         self.weight_ties = 0
-        shape = (-(-out_features // TILE), reference.words_for(packer.features), TILE)
+        shape = (-(-out_features // TILE), words_for(packer.features), TILE)
         self.register_buffer("weight", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("alpha", torch.zeros(out_features))
         self.register_buffer("bias", torch.zeros(out_features) if bias else None)
@@ -212,7 +213,7 @@ class LinearBinary(OneBitLinear, nn.Module):
 
     def weight_bits(self) -> Tensor:
         """The weight as int64 ``[N, K]`` of 0 and 1."""
-        return reference.tiles_to_weight(self.weight, self.out_features, self.in_features)
+        return tiles_to_weight(self.weight, self.out_features, self.in_features)
 
     def pack(self, x: Tensor | PackedBits) -> PackedBits:
         """The input as bits: rows ``[..., K]`` through :attr:`packer`, PackedBits as they are."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import reference
+from ...ops.shared.words import weight_to_tiles
 from .row_packer import one_of
 
 __all__ = ["totals_of", "weight_signs", "weight_tiles"]
@@ -33,7 +33,7 @@ def weight_tiles(bits: Tensor) -> tuple[Tensor, Tensor]:
             f"bits: got {bits.dtype} {tuple(bits.shape)}, need [N, K] of zeros and ones; try "
             "(weight > 0)"
         )
-    return reference.weight_to_tiles(bits), totals_of(bits)
+    return weight_to_tiles(bits), totals_of(bits)
 
 
 def totals_of(bits: Tensor) -> Tensor:

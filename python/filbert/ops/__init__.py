@@ -1,0 +1,45 @@
+"""One documented function per operator.
+
+Every function calls ``torch.ops.filbert.<name>``, so that autograd, ``torch.compile`` and
+``torch.export`` see one opaque operator. Where the compiled library is missing, the function runs
+the operator's reference instead and says so once. Either way it raises a RuntimeError where a
+gradient of an operand would be recorded, which no kernel has.
+
+A module of this folder is a stem: the public functions, their eager references, their fakes and
+what :func:`filbert.explain` says of a call. Its name has an underscore since one of its functions
+has the stem's name.
+"""
+
+from .. import _load
+from ._attn_binary import attn_binary, softmax_table
+from ._attn_tiles import attn_tiles
+from ._attn_varlen import attn_varlen, head_dims
+from ._bias_gelu import bias_gelu_
+from ._gather_rows import gather_rows
+from ._linear_binary import linear_binary, linear_binary_bits
+from ._linear_dense import linear_dense, pack_dense, unpack_dense
+from ._norm_residual import norm_residual, norm_residual_
+from ._pack_bits import pack_bits, pack_codes
+from .shared.operator import register_namespace
+
+__all__ = [
+    "attn_binary",
+    "attn_tiles",
+    "attn_varlen",
+    "bias_gelu_",
+    "gather_rows",
+    "head_dims",
+    "linear_binary",
+    "linear_binary_bits",
+    "linear_dense",
+    "norm_residual",
+    "norm_residual_",
+    "pack_bits",
+    "pack_codes",
+    "pack_dense",
+    "softmax_table",
+    "unpack_dense",
+]
+
+if _load.have_ops():
+    register_namespace("filbert")

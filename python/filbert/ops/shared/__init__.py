@@ -1,0 +1,1 @@
+"""What the operators share: the record of one, calls, words of bits."""
