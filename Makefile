@@ -27,8 +27,8 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=8 --dist=worksteal
 
 test: $(VENV)/.built build/transformers4 build/torch-2.10.0
 	$(PYTEST)
-	PYTHONPATH=build/transformers4 $(PYTEST) tests/test_encoder.py tests/test_convert.py tests/test_swap.py \
-	  tests/test_capture.py tests/test_cuda_model.py tests/test_masked_rows.py
+	PYTHONPATH=build/transformers4 $(PYTEST) tests/nn/test_encoder.py $(addprefix tests/conversion/test_,\
+	  convert.py swap.py capture.py cuda_model.py masked_rows.py)
 
 # Every copy of the CPU kernels without torch: natively, and in an emulated machine those with AVX-512
 # that this processor lacks. ARGS=--emulate emulates what it has too; see docs/avx512.md.

@@ -22,7 +22,7 @@ ON_BACKENDS = re.compile(r"^def test_\w+\([^)]*\b(backend|gpu)\b", re.MULTILINE)
 CUDA = "cuda and not hostcuda"
 #: tests that need neither a GPU nor ``filbert._C``, to rehearse with
 ANYWHERE = "test_refuses"
-REHEARSED = ("test_gather_rows.py",)
+REHEARSED = ("ops/test_gather_rows.py",)
 LIMIT_S, LEAST_S = 150.0, 15.0
 EXERCISE = "every kernel once"
 #: failures that are shown in the table; the log has them all
@@ -113,8 +113,9 @@ def outcome(file: str, ended: Ended, counts: Counts | None) -> Step:
 
 def files() -> list[str]:
     """The files that have a test for the GPU, the longest first: they are begun in this order."""
-    found = (ROOT / "tests").glob("test_*.py")
-    texts = {path.name: path.read_text(encoding="utf-8") for path in found}
+    folder = ROOT / "tests"
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("test_*.py")}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in found.items()}
     chosen = sorted(name for name, text in texts.items() if ON_BACKENDS.search(text))
     return sorted(chosen, key=lambda name: len(texts[name]), reverse=True)
 

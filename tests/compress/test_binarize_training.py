@@ -19,7 +19,7 @@ from filbert.compress.binarize import BinarizedBert
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "distil_binary.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "distil_binary.py"
 NAN = float("nan")
 
 

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import torch
+from test_packed_encoder import hidden_states, packed
 
 from filbert.nn.row_blocks import block_size, fill_up, filled_rows
 from filbert.packed.batch import PackedBatch
 from models import MASKS
-from test_packed_encoder import hidden_states, packed
 from tiny_model import python_environment
 from tolerances import assert_exact
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bench import baselines, check, engines, ours, timing, workloads
 from bench.cases import attn_varlen, e2e, e2e_binary, memory, norm_residual
 from bench.results import Row
 from bench.runner import Options, check_then_time
 from bench.timing import Contestant, Timing, Unavailable
+
+from bench import baselines, check, engines, ours, timing, workloads
 
 
 def contestant(name, value, seconds_=0.0):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from bench import gpu
 
 H100 = SimpleNamespace(

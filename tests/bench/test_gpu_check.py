@@ -22,7 +22,7 @@ from filbert import _load
 from filbert.ops.shared import calling
 from stand_in_gpu import H100, stand_in
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 #: no GPU, whatever the machine has
 BLIND = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT / "python")}
 LIBRARIES = ROOT / "build" / "dev"

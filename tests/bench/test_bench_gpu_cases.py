@@ -10,6 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from bench.cases import attn_varlen, bias_gelu, e2e, gather_rows, rate
+from bench.report.table import markdown
+from bench.results import Report
+from bench.runner import Options
+from bench.timing import Contestant, Unavailable, WallClock
+
+import filbert
 from bench import (
     baselines,
     check,
@@ -21,13 +28,6 @@ from bench import (
     streams,
     workloads,
 )
-from bench.cases import attn_varlen, bias_gelu, e2e, gather_rows, rate
-from bench.report.table import markdown
-from bench.results import Report
-from bench.runner import Options
-from bench.timing import Contestant, Unavailable, WallClock
-
-import filbert
 from stand_in_gpu import CEILING, stand_in
 
 # Attention

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench import cli, environment, results
 from bench.cases import CASES, e2e
 from bench.report.compare import compare, verdict
 from bench.report.plot import plot
@@ -16,6 +15,8 @@ from bench.report.table import figure, markdown, seconds
 from bench.results import Report, Row
 from bench.runner import matching
 from bench.timing import Timing
+
+from bench import cli, environment, results
 
 
 def timed_row(name, samples, workload="w", reference="base", **more):

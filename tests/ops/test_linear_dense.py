@@ -204,7 +204,7 @@ def test_explains():
 
 
 #: not the installed one, whose names are stripped
-LIBRARY = Path(__file__).parents[1] / "build" / "dev" / "libfilbert_ops.so"
+LIBRARY = Path(__file__).parents[2] / "build" / "dev" / "libfilbert_ops.so"
 
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump to read machine code with")

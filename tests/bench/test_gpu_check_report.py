@@ -7,16 +7,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from bench import cli, environment, results
 from bench.cases import CASES, attn_varlen, e2e
 from bench.gpu_check import aims, benches, earlier, rehearsal, report, testing
 from bench.gpu_check.process import FAILED, NOT_RUN, PASSED, Deadline, Ended, Step
 from bench.results import Report, Row
 from bench.timing import Timing
 
+from bench import cli, environment, results
 from stand_in_gpu import CEILING, stand_in
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def ended(status=0, output="", cut=False, seconds=3.0):
@@ -91,8 +91,17 @@ def test_outcomes_of_a_test_file(how, counts, status, details):
 def test_every_test_that_can_run_on_a_gpu_is_in_a_file_of_the_check(request):
     """Whatever pytest collected beside this file; all of them where that is the whole suite."""
     found = testing.files()
-    assert {"test_attn_varlen.py", "test_linear_binary.py", "test_capture.py"} <= set(found)
-    collected = {item.path.name for item in request.session.items if "backend" in item.fixturenames}
+    assert {
+        "ops/test_attn_varlen.py",
+        "ops/test_linear_binary.py",
+        "conversion/test_capture.py",
+    } <= set(found)
+    tests = ROOT / "tests"
+    collected = {
+        item.path.relative_to(tests).as_posix()
+        for item in request.session.items
+        if "backend" in item.fixturenames
+    }
     assert collected <= set(found)
     if len(request.session.items) > 1000:
         assert collected == set(found)
@@ -101,7 +110,7 @@ def test_every_test_that_can_run_on_a_gpu_is_in_a_file_of_the_check(request):
 def test_a_test_file_that_is_absent_or_has_no_time_is_told():
     step, _ = testing.run_file("test_of_another_day.py", "cuda", 60.0, {})
     assert step.status == NOT_RUN
-    assert testing.run_file("test_capture.py", "cuda", None, {})[0].status == NOT_RUN
+    assert testing.run_file("conversion/test_capture.py", "cuda", None, {})[0].status == NOT_RUN
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bench import cli, environment, gpu, gpu_timing, runner, timing
 from bench.cases import attn_varlen, bias_gelu, e2e
 from bench.gpu_check import rehearsal
 from bench.report.compare import compare
@@ -16,6 +15,7 @@ from bench.results import Report
 from bench.runner import Options
 from bench.timing import Contestant, WallClock
 
+from bench import cli, environment, gpu, gpu_timing, runner, timing
 from stand_in_gpu import CEILING, H100, stand_in
 
 
