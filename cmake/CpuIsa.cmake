@@ -1,9 +1,8 @@
-# filbert_cpu_kernels(<target> <file>...): compiles each kernel file once per instruction set. Whatever
-# links <target>, a library of objects, gets the copies too.
+# The copies of the CPU kernels: FILBERT_ISAS, and filbert_cpu_copy, which compiles one.
 #
 # Every copy lives in its own namespace (FILBERT_ISA), and kernel files use nothing that a linker
 # may merge across copies, so code for a newer processor can never run on an older one.
-# csrc/cpu/dispatch/isa.cpp lists the copies and picks one by cpuid.
+# csrc/cpu/dispatch picks one for each kernel by cpuid.
 
 set(FILBERT_ISA_base_FLAGS "")
 set(FILBERT_ISA_avx2_FLAGS -mavx2 -mfma -mf16c)
@@ -17,13 +16,14 @@ set(FILBERT_ISA_emulated_FLAGS -DFILBERT_VECTOR_BYTES=64 -DFILBERT_TILE_ROWS=12 
 
 set(FILBERT_ISAS base)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
-  list(APPEND FILBERT_ISAS avx2 avx512 avx512_bf16)
+  list(APPEND FILBERT_ISAS avx2 avx512 avx512_bf16 avx512_vpopcnt)
 endif()
 if(FILBERT_EMULATED_ISA)
   list(APPEND FILBERT_ISAS emulated)
 endif()
 
-# One copy, for one instruction set.
+# filbert_cpu_copy(<target> <isa> <file>...): whatever links <target>, a library of objects, gets the
+# files' copy for that instruction set too.
 function(filbert_cpu_copy target isa)
   add_library(${target}_${isa} OBJECT ${ARGN})
   target_include_directories(${target}_${isa} PRIVATE "${PROJECT_SOURCE_DIR}/csrc")
@@ -33,17 +33,4 @@ function(filbert_cpu_copy target isa)
   target_sources(${target} INTERFACE $<TARGET_OBJECTS:${target}_${isa}>)
   string(TOUPPER ${isa} upper)
   target_compile_definitions(${target} PRIVATE FILBERT_HAVE_${upper}=1)
-endfunction()
-
-function(filbert_cpu_kernels target)
-  foreach(isa IN LISTS FILBERT_ISAS)
-    filbert_cpu_copy(${target} ${isa} ${ARGN})
-  endforeach()
-endfunction()
-
-# A copy of a few files for an instruction set beyond the list, where it belongs to this processor.
-function(filbert_cpu_kernels_for target isa)
-  if("avx512" IN_LIST FILBERT_ISAS)
-    filbert_cpu_copy(${target} ${isa} ${ARGN})
-  endif()
 endfunction()

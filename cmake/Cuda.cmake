@@ -65,19 +65,7 @@ set_target_properties(torch_cuda_stub PROPERTIES
 
 add_library(filbert_cuda SHARED
   csrc/cuda/device/architectures.cu
-  csrc/cuda/attn_binary.cu
-  csrc/cuda/attn_varlen.cu
-  csrc/cuda/attn_varlen/attn_varlen_bf16_d128.cu
-  csrc/cuda/attn_varlen/attn_varlen_bf16_d32.cu
-  csrc/cuda/attn_varlen/attn_varlen_bf16_d64.cu
-  csrc/cuda/attn_varlen/attn_varlen_fp16_d128.cu
-  csrc/cuda/attn_varlen/attn_varlen_fp16_d32.cu
-  csrc/cuda/attn_varlen/attn_varlen_fp16_d64.cu
-  csrc/cuda/bias_gelu.cu
-  csrc/cuda/gather_rows.cu
-  csrc/cuda/linear_binary.cu
-  csrc/cuda/norm_residual.cu
-  csrc/cuda/pack_bits.cu
+  ${FILBERT_CUDA_SOURCES}
   ${FILBERT_BINDINGS}
 )
 target_include_directories(filbert_cuda PRIVATE csrc)

@@ -31,4 +31,7 @@ struct AttnBinaryArgs {
   int64_t q_row, k_row, v_row;  // strides in words
 };
 
+void attn_binary_cpu(const AttnBinaryArgs& args);
+void attn_binary_cuda(const AttnBinaryArgs& args, void* stream);
+
 }  // namespace filbert

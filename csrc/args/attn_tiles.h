@@ -40,4 +40,6 @@ struct AttnTilesArgs {
   int64_t capacity;     // tile_capacity(rows_q, sequences)
 };
 
+void attn_tiles_cuda(const AttnTilesArgs& args, void* stream);
+
 }  // namespace filbert

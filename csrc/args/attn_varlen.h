@@ -40,4 +40,7 @@ struct AttnVarlenArgs {
   float scale;
 };
 
+void attn_varlen_cpu(const AttnVarlenArgs& args);
+void attn_varlen_cuda(const AttnVarlenArgs& args, void* stream);
+
 }  // namespace filbert

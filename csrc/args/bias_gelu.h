@@ -14,4 +14,7 @@ struct BiasGeluArgs {
   bool tanh;         // the tanh form instead of the exact erf form
 };
 
+void bias_gelu_cpu(const BiasGeluArgs& args);
+void bias_gelu_cuda(const BiasGeluArgs& args, void* stream);
+
 }  // namespace filbert

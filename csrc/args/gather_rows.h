@@ -15,4 +15,7 @@ struct GatherRowsArgs {
   int64_t x_row_stride;  // bytes from one row of x to the next
 };
 
+void gather_rows_cpu(const GatherRowsArgs& args);
+void gather_rows_cuda(const GatherRowsArgs& args, void* stream);
+
 }  // namespace filbert

@@ -66,4 +66,7 @@ FILBERT_ARGS_FUNCTION constexpr int32_t planes_out(const LinearBinaryArgs& args)
   return planes_out(args.lower != nullptr, args.lower_until != nullptr);
 }
 
+void linear_binary_cpu(const LinearBinaryArgs& args);
+void linear_binary_cuda(const LinearBinaryArgs& args, void* stream);
+
 }  // namespace filbert

@@ -30,4 +30,6 @@ struct LinearDenseArgs {
   float eps;
 };
 
+void linear_dense_cpu(const LinearDenseArgs& args);
+
 }  // namespace filbert

@@ -21,4 +21,23 @@ struct NormResidualArgs {
   float eps;
 };
 
+// LayerNorm of what another operator has written, in place. Args has its fields of these names.
+template <typename Args>
+NormResidualArgs norm_of_output(const Args& args) {
+  NormResidualArgs norm{};
+  norm.dtype = args.dtype;
+  norm.x = norm.out = args.out;
+  norm.x_row = norm.out_row = norm.width = args.outputs;
+  norm.residual = args.residual;
+  norm.residual_row = args.residual_row;
+  norm.weight = args.norm_weight;
+  norm.beta = args.norm_bias;
+  norm.rows = args.rows;
+  norm.eps = args.eps;
+  return norm;
+}
+
+void norm_residual_cpu(const NormResidualArgs& args);
+void norm_residual_cuda(const NormResidualArgs& args, void* stream);
+
 }  // namespace filbert

@@ -38,4 +38,7 @@ constexpr int64_t planes_of(const PackBitsArgs& args) {
   return args.bits ? args.bits : planes_of(args.ties);
 }
 
+void pack_bits_cpu(const PackBitsArgs& args);
+void pack_bits_cuda(const PackBitsArgs& args, void* stream);
+
 }  // namespace filbert

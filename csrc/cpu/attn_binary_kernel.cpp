@@ -1,8 +1,7 @@
 // Attention over bits. Keys lie across the lanes when a query chooses among them, and dimensions
 // lie across the lanes when it adds up what it chose, so that both end as words of bits.
-#include "args/attn_binary.h"
 
-#include "cpu/dispatch/kernels.h"
+#include "cpu/attn_binary_kernel.h"
 #include "cpu/simd/bits.h"
 
 namespace filbert {
@@ -146,14 +145,12 @@ void write_context(const Head& h, int64_t query, int32_t count) {
   }
 }
 
-}  // namespace
-
-int64_t attn_binary_scratch(const AttnBinaryArgs& args, int64_t length) {
+int64_t scratch_bytes(const AttnBinaryArgs& args, int64_t length) {
   const int64_t key_words = (length + 31) / 32;
   return key_words * (32 * (args.dim / 32) + args.dim + 1 + 32) * 4;
 }
 
-void attn_binary_head(const AttnBinaryArgs& args, int64_t sequence, int64_t head, void* scratch) {
+void run_head(const AttnBinaryArgs& args, int64_t sequence, int64_t head, void* scratch) {
   Head h{args,    args.cu[sequence], args.cu[sequence + 1] - args.cu[sequence],
          head,    nullptr,           nullptr,
          nullptr, nullptr,           0};
@@ -169,6 +166,10 @@ void attn_binary_head(const AttnBinaryArgs& args, int64_t sequence, int64_t head
     write_context(h, i, count);
   }
 }
+
+}  // namespace
+
+const AttnBinaryKernel attn_binary = {scratch_bytes, run_head};
 
 }  // namespace FILBERT_ISA
 }  // namespace filbert

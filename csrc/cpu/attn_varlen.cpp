@@ -1,19 +1,12 @@
 // Splits attention over a packed batch into tasks and deals them to the pool.
-#include "args/attn_varlen.h"
-
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "cpu/attention/plan.h"
-#include "cpu/dispatch/kernels.h"
-#include "cpu/threads/parallel.h"
-#include "cpu/threads/scratch.h"
+#include "cpu/threads/tasks.h"
 
 namespace filbert {
 namespace {
-
-thread_local Scratch scratch;
 
 // Rows that no task writes: queries without keys, and rows past the last sequence.
 void clear_rows(const AttnVarlenArgs& args, int64_t begin, int64_t end) {
@@ -30,7 +23,9 @@ void clear_rows(const AttnVarlenArgs& args, int64_t begin, int64_t end) {
 
 }  // namespace
 
-AttnPlan plan_attn_varlen(const AttnVarlenArgs& args, const CpuKernels& kernels, int64_t threads) {
+FILBERT_CHOOSE(AttnVarlenKernel, attn_varlen, FILBERT_COPIES(attn_varlen))
+
+AttnPlan plan_attn_varlen(const AttnVarlenArgs& args, int64_t threads) {
   // As many heads to a task as still leave every thread several tasks, since neighbouring heads
   // share pages and prefetches. Where there are fewer heads than threads could share, the queries
   // of long sequences are split too. Largest first, so that no thread ends alone with a big task.
@@ -64,29 +59,21 @@ AttnPlan plan_attn_varlen(const AttnVarlenArgs& args, const CpuKernels& kernels,
   };
   std::stable_sort(plan.tasks.begin(), plan.tasks.end(),
                    [&](const AttnTask& a, const AttnTask& b) { return cost(a) > cost(b); });
-  plan.scratch_bytes = kernels.attn_varlen_scratch(args, plan.longest_k);
+  plan.scratch_bytes = chosen_attn_varlen().scratch(args, plan.longest_k);
   return plan;
 }
 
 void attn_varlen_cpu(const AttnVarlenArgs& args) {
-  const CpuKernels& kernels = cpu_kernels();
+  const AttnVarlenKernel& kernel = chosen_attn_varlen();
   const int64_t threads = thread_count();
   for (int64_t s = 0; s < args.sequences; ++s) {
     if (args.cu_k[s + 1] == args.cu_k[s]) clear_rows(args, args.cu_q[s], args.cu_q[s + 1]);
   }
   clear_rows(args, args.cu_q[args.sequences], args.rows_q);
 
-  const AttnPlan plan = plan_attn_varlen(args, kernels, threads);
-  const int64_t count = static_cast<int64_t>(plan.tasks.size());
-  std::atomic<int64_t> next{0};
-  // One share per thread; each takes tasks from one queue until it is empty.
-  parallel_for(std::min(threads, count), 1, [&](int64_t, int64_t) {
-    void* memory = scratch.at_least(plan.scratch_bytes);
-    for (int64_t i = next++; i < count; i = next++) {
-      kernels.attn_varlen_task(args, plan.tasks[i], memory);
-    }
-    scratch.trim();
-  });
+  const AttnPlan plan = plan_attn_varlen(args, threads);
+  for_tasks(static_cast<int64_t>(plan.tasks.size()), threads, plan.scratch_bytes,
+            [&](int64_t i, void* scratch) { kernel.task(args, plan.tasks[i], scratch); });
 }
 
 }  // namespace filbert

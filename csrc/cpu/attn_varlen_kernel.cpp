@@ -6,8 +6,7 @@
 // and sum of the online softmax between them. Most sequences fit one key block, and then it is a
 // plain softmax. bfloat16 is widened while packing, or kept as pairs where the processor multiplies
 // pairs.
-#include "args/attn_varlen.h"
-#include "cpu/dispatch/kernels.h"
+#include "cpu/attn_varlen_kernel.h"
 #include "cpu/gemm/tile.h"
 #include "cpu/simd/simd.h"
 
@@ -439,18 +438,20 @@ using Bf16Mul = Single;
 static_assert(kTileCols * kMaxDim <= kBlockRows * kKeyBlock, "pack_keys borrows the score buffer");
 static_assert(kKeyBlock % kTileCols == 0, "key blocks are whole panels");
 
-}  // namespace
-
-int64_t attn_varlen_scratch(const AttnVarlenArgs& args, int64_t longest_k) {
+int64_t scratch_bytes(const AttnVarlenArgs& args, int64_t longest_k) {
   if (args.dtype == DType::kFloat32)
     return Head<float, Single>::layout(nullptr, nullptr, longest_k, args.dim);
   return Head<bf16, Bf16Mul>::layout(nullptr, nullptr, longest_k, args.dim);
 }
 
-void attn_varlen_task(const AttnVarlenArgs& args, const AttnTask& task, void* scratch) {
+void run_any_task(const AttnVarlenArgs& args, const AttnTask& task, void* scratch) {
   args.dtype == DType::kFloat32 ? run_task<float, Single>(args, task, scratch)
                                 : run_task<bf16, Bf16Mul>(args, task, scratch);
 }
+
+}  // namespace
+
+const AttnVarlenKernel attn_varlen = {scratch_bytes, run_any_task};
 
 }  // namespace FILBERT_ISA
 }  // namespace filbert

@@ -1,18 +1,15 @@
-#include "args/bias_gelu.h"
-
-#include <algorithm>
-
-#include "cpu/dispatch/kernels.h"
-#include "cpu/threads/parallel.h"
+#include "cpu/bias_gelu_kernel.h"
+#include "cpu/threads/tasks.h"
 
 namespace filbert {
 
+FILBERT_CHOOSE(BiasGeluKernel, bias_gelu, FILBERT_COPIES(bias_gelu))
+
 void bias_gelu_cpu(const BiasGeluArgs& args) {
-  constexpr int64_t kElementsPerShare = 8192;  // a few microseconds of work
-  const CpuKernels& kernels = cpu_kernels();
-  const int64_t grain = std::max<int64_t>(1, kElementsPerShare / std::max<int64_t>(args.width, 1));
-  parallel_for(args.rows, grain,
-               [&](int64_t begin, int64_t end) { kernels.bias_gelu_rows(args, begin, end); });
+  constexpr int64_t kElementBytes = 8;  // what an element costs
+  const BiasGeluKernel& kernel = chosen_bias_gelu();
+  for_rows(args.rows, args.width * kElementBytes,
+           [&](int64_t begin, int64_t end) { kernel.rows(args, begin, end); });
 }
 
 }  // namespace filbert

@@ -1,6 +1,5 @@
 // GELU(x + bias) over dense rows, in place. Built once per instruction set.
-#include "args/bias_gelu.h"
-#include "cpu/dispatch/kernels.h"
+#include "cpu/bias_gelu_kernel.h"
 #include "cpu/simd/activations.h"
 #include "cpu/simd/simd.h"
 
@@ -29,15 +28,17 @@ void rows(const BiasGeluArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-}  // namespace
-
-void bias_gelu_rows(const BiasGeluArgs& args, int64_t begin, int64_t end) {
+void gelu_rows(const BiasGeluArgs& args, int64_t begin, int64_t end) {
   if (args.dtype == DType::kFloat32) {
     args.tanh ? rows<float, true>(args, begin, end) : rows<float, false>(args, begin, end);
   } else {
     args.tanh ? rows<bf16, true>(args, begin, end) : rows<bf16, false>(args, begin, end);
   }
 }
+
+}  // namespace
+
+const BiasGeluKernel bias_gelu = {gelu_rows};
 
 }  // namespace FILBERT_ISA
 }  // namespace filbert

@@ -1,8 +1,7 @@
 // +-1 weights times bit planes: outputs lie across the lanes, so nothing is ever summed across
 // them. How the counts popcount(row & weight) are made is in count_by_words.h and count_by_table.h.
-#include "args/linear_binary.h"
 
-#include "cpu/dispatch/kernels.h"
+#include "cpu/linear_binary_kernel.h"
 #include "cpu/linear_binary/count_by_table.h"
 #include "cpu/linear_binary/count_by_words.h"
 #include "cpu/simd/bits.h"
@@ -125,15 +124,13 @@ void write_numbers(const Block& block, const Channels& channels, const int32_t* 
   }
 }
 
-}  // namespace
-
-int64_t linear_binary_scratch(const LinearBinaryArgs& args) {
+int64_t scratch_bytes(const LinearBinaryArgs& args) {
   return kBinaryRows * kColumns * static_cast<int64_t>(sizeof(int32_t)) + SparsePlane::bytes(args) +
          (by_table(args) ? table_scratch(args) : 0);
 }
 
-void linear_binary_block(const LinearBinaryArgs& args, int64_t row_begin, int64_t row_end,
-                         int64_t block_begin, int64_t block_end, void* scratch) {
+void run_block(const LinearBinaryArgs& args, int64_t row_begin, int64_t row_end,
+               int64_t block_begin, int64_t block_end, void* scratch) {
   int32_t* counts = static_cast<int32_t*>(scratch);
   char* behind = reinterpret_cast<char*>(counts + kBinaryRows * kColumns);
   Block block{args, row_begin, row_end - row_begin, 0};
@@ -154,6 +151,10 @@ void linear_binary_block(const LinearBinaryArgs& args, int64_t row_begin, int64_
     }
   }
 }
+
+}  // namespace
+
+const LinearBinaryKernel linear_binary = {scratch_bytes, run_block};
 
 }  // namespace FILBERT_ISA
 }  // namespace filbert

@@ -12,8 +12,7 @@
 // The contract: a sum has one order. Inner steps go in blocks of kBlockSteps from the first; within
 // a block they are one chain, and blocks are added in their order. So a row's result is bitwise the
 // same for any number of rows, at any place, in any tile, and however the work is dealt out.
-#include "args/linear_dense.h"
-#include "cpu/dispatch/kernels.h"
+#include "cpu/linear_dense_kernel.h"
 #include "cpu/gemm/shape.h"
 #include "cpu/gemm/tile.h"
 #include "cpu/simd/activations.h"
@@ -370,26 +369,28 @@ FILBERT_INLINE auto with_types(const LinearDenseArgs& args, Body body) {
 #endif
 }
 
-}  // namespace
-
-int64_t linear_dense_rows(const LinearDenseArgs& args) {
+int64_t block_rows(const LinearDenseArgs& args) {
   return gemm_block_rows(args.inputs * static_cast<int64_t>(sizeof(float)));
 }
 
-int64_t linear_dense_scratch(const LinearDenseArgs& args, int64_t rows) {
+int64_t scratch_bytes(const LinearDenseArgs& args, int64_t rows) {
   return with_types(args, [&](auto t, auto w) {
     return Block<decltype(t), decltype(w)>::layout(args, rows, nullptr, nullptr);
   });
 }
 
-void linear_dense_block(const LinearDenseArgs& args, int64_t row_begin, int64_t row_end,
-                        int64_t panel_begin, int64_t panel_end, void* scratch) {
+void run_block(const LinearDenseArgs& args, int64_t row_begin, int64_t row_end, int64_t panel_begin,
+               int64_t panel_end, void* scratch) {
   with_types(args, [&](auto t, auto w) {
     Block<decltype(t), decltype(w)> block{args, nullptr, nullptr, nullptr, 0};
     decltype(block)::layout(args, row_end - row_begin, static_cast<char*>(scratch), &block);
     block.run(row_begin, row_end, panel_begin, panel_end);
   });
 }
+
+}  // namespace
+
+const LinearDenseKernel linear_dense = {block_rows, scratch_bytes, run_block};
 
 }  // namespace FILBERT_ISA
 }  // namespace filbert

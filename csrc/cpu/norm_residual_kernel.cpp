@@ -3,8 +3,7 @@
 // Memory is read once and written once: the sum is kept as float32 in a scratch row that stays in
 // L1, where the mean, then the variance about that mean, then the result are taken from it. A row
 // is read to its end before it is written, so the result may take the place of x.
-#include "args/norm_residual.h"
-#include "cpu/dispatch/kernels.h"
+#include "cpu/norm_residual_kernel.h"
 #include "cpu/simd/simd.h"
 
 namespace filbert {
@@ -124,12 +123,20 @@ void rows(const NormResidualArgs& args, int64_t begin, int64_t end, float* scrat
   }
 }
 
+// The sum of a row, and bias, weight and beta, each rounded up to whole vectors.
+int64_t scratch_bytes(const NormResidualArgs& args) {
+  return 4 * (args.width + kLanes) * static_cast<int64_t>(sizeof(float));
+}
+
+void norm_rows(const NormResidualArgs& args, int64_t begin, int64_t end, void* scratch) {
+  float* floats = static_cast<float*>(scratch);
+  args.dtype == DType::kFloat32 ? rows<float>(args, begin, end, floats)
+                                : rows<bf16>(args, begin, end, floats);
+}
+
 }  // namespace
 
-void norm_residual_rows(const NormResidualArgs& args, int64_t begin, int64_t end, float* scratch) {
-  args.dtype == DType::kFloat32 ? rows<float>(args, begin, end, scratch)
-                                : rows<bf16>(args, begin, end, scratch);
-}
+const NormResidualKernel norm_residual = {scratch_bytes, norm_rows};
 
 }  // namespace FILBERT_ISA
 }  // namespace filbert

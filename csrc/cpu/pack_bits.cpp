@@ -1,18 +1,15 @@
-#include "args/pack_bits.h"
-
-#include <algorithm>
-
-#include "cpu/dispatch/kernels.h"
-#include "cpu/threads/parallel.h"
+#include "cpu/pack_bits_kernel.h"
+#include "cpu/threads/tasks.h"
 
 namespace filbert {
 
+FILBERT_CHOOSE(PackBitsKernel, pack_bits, FILBERT_BIT_COPIES(pack_bits))
+
 void pack_bits_cpu(const PackBitsArgs& args) {
-  constexpr int64_t kElementsPerShare = 32768;  // a few microseconds of work
-  const BinaryKernels& kernels = cpu_kernels().binary;
-  const int64_t grain = std::max<int64_t>(1, kElementsPerShare / std::max<int64_t>(args.width, 1));
-  parallel_for(args.rows, grain,
-               [&](int64_t begin, int64_t end) { kernels.pack_bits_rows(args, begin, end); });
+  constexpr int64_t kElementBytes = 2;  // what an element costs
+  const PackBitsKernel& kernel = chosen_pack_bits();
+  for_rows(args.rows, args.width * kElementBytes,
+           [&](int64_t begin, int64_t end) { kernel.rows(args, begin, end); });
 }
 
 }  // namespace filbert

@@ -1,6 +1,5 @@
 // Rows of numbers to bit planes: compare (or round) a vector, and take its lanes' signs as bits.
-#include "args/pack_bits.h"
-#include "cpu/dispatch/kernels.h"
+#include "cpu/pack_bits_kernel.h"
 #include "cpu/simd/bits.h"
 
 namespace filbert {
@@ -111,9 +110,7 @@ void quantise_row(const PackBitsArgs& args, int64_t r) {
   args.scale_out[r] = scale;
 }
 
-}  // namespace
-
-void pack_bits_rows(const PackBitsArgs& args, int64_t begin, int64_t end) {
+void pack_rows(const PackBitsArgs& args, int64_t begin, int64_t end) {
   const bool wide = args.dtype == DType::kFloat32;
   for (int64_t r = begin; r < end; ++r) {
     if (args.bits) {
@@ -135,6 +132,10 @@ void sum_planes(const uint32_t* words, int64_t stride, int64_t planes, int64_t r
     sums[r] = sum;
   }
 }
+
+}  // namespace
+
+const PackBitsKernel pack_bits = {pack_rows, sum_planes};
 
 }  // namespace FILBERT_ISA
 }  // namespace filbert

@@ -1,7 +1,6 @@
 // Which instantiation of attn_binary a call runs.
 #include "cuda/attn_binary.cuh"
 
-#include "cuda/device/kernels.h"
 #include "cuda/device/launch.cuh"
 
 namespace filbert {

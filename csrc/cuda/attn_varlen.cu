@@ -3,7 +3,6 @@
 
 #include "cuda/attn_tiles.cuh"
 #include "cuda/attn_varlen/f32.cuh"
-#include "cuda/device/kernels.h"
 #include "cuda/device/launch.cuh"
 #include "cuda/launch_plan.h"
 

@@ -1,7 +1,6 @@
 // Which kernel a call of bias_gelu_ runs: eight values a thread where they lie so.
 #include "cuda/bias_gelu.cuh"
 
-#include "cuda/device/kernels.h"
 #include "cuda/device/launch.cuh"
 
 namespace filbert {

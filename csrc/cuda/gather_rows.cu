@@ -1,7 +1,6 @@
 // Which kernel a call of gather_rows runs: the largest unit that its rows allow.
 #include "cuda/gather_rows.cuh"
 
-#include "cuda/device/kernels.h"
 #include "cuda/device/launch.cuh"
 
 namespace filbert {

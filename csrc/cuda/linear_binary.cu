@@ -1,7 +1,7 @@
 // Which kernels a call of linear_binary runs.
 #include "cuda/linear_binary.cuh"
 
-#include "cuda/device/kernels.h"
+#include "args/norm_residual.h"
 #include "cuda/device/launch.cuh"
 #include "cuda/linear_binary/popcount.cuh"
 
@@ -43,21 +43,6 @@ void multiply_to_numbers(const LinearBinaryArgs& args, Stream stream) {
   }
 }
 
-// LayerNorm of what was written, in place.
-void normalise(const LinearBinaryArgs& args, Stream stream) {
-  NormResidualArgs norm{};
-  norm.dtype = args.dtype;
-  norm.x = norm.out = args.out;
-  norm.residual = args.residual;
-  norm.weight = args.norm_weight;
-  norm.beta = args.norm_bias;
-  norm.x_row = norm.out_row = norm.width = args.outputs;
-  norm.residual_row = args.residual_row;
-  norm.rows = args.rows;
-  norm.eps = args.eps;
-  norm_residual_cuda(norm, stream);
-}
-
 }  // namespace
 }  // namespace cuda
 
@@ -67,7 +52,7 @@ void linear_binary_cuda(const LinearBinaryArgs& args, void* stream) {
   LinearBinaryArgs product = args;  // the residual is added where it is normalised, in float32
   product.residual = nullptr;
   cuda::multiply_to_numbers(product, stream);
-  cuda::normalise(args, stream);
+  norm_residual_cuda(norm_of_output(args), stream);
 }
 
 }  // namespace filbert

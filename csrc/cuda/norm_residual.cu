@@ -1,7 +1,6 @@
 // Which kernel a call of norm_residual runs: by width, and by where rows begin.
 #include "cuda/norm_residual.cuh"
 
-#include "cuda/device/kernels.h"
 #include "cuda/device/launch.cuh"
 
 namespace filbert {

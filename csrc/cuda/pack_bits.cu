@@ -1,7 +1,6 @@
 // Which instantiation of pack_bits a call runs.
 #include "cuda/pack_bits.cuh"
 
-#include "cuda/device/kernels.h"
 #include "cuda/device/launch.cuh"
 
 namespace filbert {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "cpu/attention/plan.h"
-#include "cpu/dispatch/kernels.h"
+#include "cpu/dispatch/traits.h"
 #include "cuda/launch_plan.h"
 
 namespace py = pybind11;
@@ -26,16 +26,16 @@ py::dict build_info() {
 
 std::vector<std::string> isas() {
   std::vector<std::string> names;
-  for (auto isa = filbert::runnable_isas(); *isa; ++isa) names.emplace_back((*isa)->isa);
+  for (auto isa = filbert::runnable_isas(); isa->name; ++isa) names.emplace_back(isa->name);
   return names;
 }
 
 py::dict isa_details() {
-  const filbert::CpuKernels& kernels = filbert::cpu_kernels();
+  const filbert::VectorTraits& traits = filbert::chosen_vector_traits();
   py::dict details;
-  details["isa"] = kernels.isa;
-  details["vector_bytes"] = kernels.vector_bytes;
-  details["bf16_pairs"] = kernels.bf16_pairs;
+  details["isa"] = filbert::isa_in_use().name;
+  details["vector_bytes"] = traits.vector_bytes;
+  details["bf16_pairs"] = traits.bf16_pairs;
   return details;
 }
 
@@ -58,7 +58,7 @@ py::dict plan_attn_varlen(const std::vector<int32_t>& cu_q, const std::vector<in
   args.sequences = static_cast<int64_t>(cu_q.size()) - 1;
   args.heads = heads;
   args.dim = dim;
-  const filbert::AttnPlan plan = filbert::plan_attn_varlen(args, filbert::cpu_kernels(), threads);
+  const filbert::AttnPlan plan = filbert::plan_attn_varlen(args, threads);
   py::list tasks;
   for (const filbert::AttnTask& t : plan.tasks) {
     tasks.append(py::make_tuple(t.sequence, t.head_begin, t.head_end, t.q_begin, t.q_end));
@@ -150,7 +150,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "Versions this library was built from.");
   m.def("isas", &isas, "Instruction sets that run here, best first; 'emulated' is for tests.");
   m.def("isa_details", &isa_details, "Vector width and bfloat16 support of the one in use.");
-  m.def("isa", [] { return std::string(filbert::cpu_kernels().isa); }, "The one in use.");
+  m.def("isa", [] { return std::string(filbert::isa_in_use().name); }, "The one in use.");
   m.def("select_isa", &select_isa, py::arg("name"), "Makes later CPU kernel calls use another.");
   m.def("plan_attn_varlen", &plan_attn_varlen, py::arg("cu_q"), py::arg("cu_k"), py::arg("heads"),
         py::arg("dim"), py::arg("bf16"), py::arg("threads"),

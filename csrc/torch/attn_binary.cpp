@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor> attn_binary(Tensor q, Tensor k, Tensor v, Tensor cu_s
   args.table = table ? call.read<int64_t>(*table) : nullptr;
   args.words = call.write<uint32_t>(out);
   args.sums = call.write<int32_t>(sums);
-  run(args, call);
+  FILBERT_RUN(attn_binary, args, call);
   call.finish();
   return {out, sums};
 }

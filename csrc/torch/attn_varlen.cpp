@@ -47,7 +47,7 @@ Tensor make_tiles(const Tensor& cu_q, const Tensor& cu_k, int64_t rows_q, int64_
   args.cu_q = call.read<int32_t>(cu_q);
   args.cu_k = call.read<int32_t>(cu_k);
   args.tiles = call.write<int32_t>(tiles);
-  run(args, call);
+  FILBERT_RUN(attn_tiles, args, call);
   call.finish();
   return tiles;
 }
@@ -147,7 +147,7 @@ std::tuple<Tensor, Tensor> attn_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_s
   args.window_left = window_left;
   args.window_right = window_right;
   args.scale = static_cast<float>(scale);
-  run(args, call);
+  FILBERT_RUN(attn_varlen, args, call);
   call.finish();
   if (padding_of(dim) > 0) {
     out = torch::stable::contiguous(torch::stable::narrow(out, 2, 0, dim));

@@ -24,7 +24,7 @@ void bias_gelu_(Tensor x, std::optional<Tensor> bias, StringHandle approximate_t
   args.bias = bias ? call.read(*bias) : nullptr;
   args.tanh = approximate == "tanh";
   args.x = call.update(x);
-  run(args, call);
+  FILBERT_RUN(bias_gelu, args, call);
   call.finish();
 }
 

@@ -29,7 +29,7 @@ Tensor gather_rows(Tensor x, Tensor index) {
   args.x = call.read(x);
   args.index = call.read<int64_t>(index);
   args.out = call.write(out);
-  run(args, call);
+  FILBERT_RUN(gather_rows, args, call);
   call.finish();
   return out;
 }

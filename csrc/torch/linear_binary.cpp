@@ -105,7 +105,7 @@ Tensor linear_binary(Tensor words, Tensor sums, Tensor weight, Tensor totals, Te
   args.norm_weight = norm_weight ? call.read(*norm_weight) : nullptr;
   args.norm_bias = norm_bias ? call.read(*norm_bias) : nullptr;
   args.out = call.write(out);
-  run(args, call);
+  FILBERT_RUN(linear_binary, args, call);
   call.finish();
   return out;
 }
@@ -140,7 +140,7 @@ std::tuple<Tensor, Tensor> linear_binary_bits(Tensor words, Tensor sums, Tensor 
   args.lower_until = lower_until ? call.read<int32_t>(*lower_until) : nullptr;
   args.out_words = call.write<uint32_t>(out_words);
   args.out_sums = call.write<int32_t>(out_sums);
-  run(args, call);
+  FILBERT_RUN(linear_binary, args, call);
   call.finish();
   return {out_words, out_sums};
 }

@@ -52,7 +52,7 @@ void run_norm(const char* op, const Tensor& x, const std::optional<Tensor>& bias
     args.out = call.write(*fresh);
     args.out_row = fresh->stride(0);
   }
-  run(args, call);
+  FILBERT_RUN(norm_residual, args, call);
   call.finish();
 }
 

@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor> pack_bits(Tensor x, std::optional<Tensor> threshold,
   args.threshold = threshold ? call.read<float>(*threshold) : nullptr;
   args.words = call.write<uint32_t>(words);
   args.sums = call.write<int32_t>(sums);
-  run(args, call);
+  FILBERT_RUN(pack_bits, args, call);
   call.finish();
   return {words, sums};
 }
@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor> pack_codes(Tensor x, int64_t bits, int64_t lo
   args.words = call.write<uint32_t>(words);
   args.sums = call.write<int32_t>(sums);
   args.scale_out = call.write<float>(used);
-  run(args, call);
+  FILBERT_RUN(pack_bits, args, call);
   call.finish();
   return {words, sums, used};
 }

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <sstream>
 
-#include "cpu/dispatch/kernels.h"
+#include "cpu/dispatch/features.h"
 
 namespace kernel_check {
 namespace {
@@ -35,8 +35,8 @@ bool print_line(const std::string& stem, const std::string& copy, const Tally& t
 
 std::vector<std::string> runnable_copies() {
   std::vector<std::string> names;
-  for (auto isa = filbert::runnable_isas(); *isa; ++isa) {
-    if (std::strcmp((*isa)->isa, "base") != 0) names.emplace_back((*isa)->isa);
+  for (auto isa = filbert::runnable_isas(); isa->name; ++isa) {
+    if (std::strcmp(isa->name, "base") != 0) names.emplace_back(isa->name);
   }
   return names;
 }

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/dispatch/kernels.h"
+#include "cpu/dispatch/features.h"
 
 namespace kernel_check {
 namespace {

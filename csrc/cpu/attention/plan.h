@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "cpu/dispatch/kernels.h"
+#include "cpu/attn_varlen_kernel.h"
 
 namespace filbert {
 
@@ -16,7 +16,6 @@ struct AttnPlan {
   int64_t multiply_adds;  // of both products, padding of tiles not counted
 };
 
-FILBERT_EXPORT AttnPlan plan_attn_varlen(const AttnVarlenArgs& args, const CpuKernels& kernels,
-                                         int64_t threads);
+FILBERT_EXPORT AttnPlan plan_attn_varlen(const AttnVarlenArgs& args, int64_t threads);
 
 }  // namespace filbert

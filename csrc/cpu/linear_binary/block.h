@@ -1,8 +1,7 @@
 // A block of rows and outputs of linear_binary: what the ways of counting share.
 #pragma once
 
-#include "args/linear_binary.h"
-#include "cpu/dispatch/kernels.h"
+#include "cpu/linear_binary_kernel.h"
 #include "cpu/simd/bits.h"
 
 namespace filbert {

@@ -13,10 +13,11 @@ int64_t thread_count();
 void parallel_ranges(int64_t n, int64_t grain, void* context, RangeBody body);
 
 template <typename Body>
-void parallel_for(int64_t n, int64_t grain, Body&& body) {
-  parallel_ranges(n, grain, &body, [](void* context, int64_t begin, int64_t end) {
-    (*static_cast<Body*>(context))(begin, end);
-  });
+void parallel_for(int64_t n, int64_t grain, const Body& body) {
+  parallel_ranges(n, grain, const_cast<Body*>(&body),
+                  [](void* context, int64_t begin, int64_t end) {
+                    (*static_cast<const Body*>(context))(begin, end);
+                  });
 }
 
 }  // namespace filbert

@@ -9,7 +9,6 @@
 #include "torch/shared/common.h"
 
 #if defined(FILBERT_HOSTCUDA)
-#include "cuda/device/kernels.h"
 #include "hostcuda/operands.h"
 #define FILBERT_NAMESPACE filbert_hostcuda
 #define FILBERT_DISPATCH_KEY CPU
@@ -17,11 +16,9 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include "cuda/device/kernels.h"
 #define FILBERT_NAMESPACE filbert
 #define FILBERT_DISPATCH_KEY CUDA
 #else
-#include "cpu/dispatch/kernels.h"
 #define FILBERT_NAMESPACE filbert
 #define FILBERT_DISPATCH_KEY CPU
 #endif
@@ -123,28 +120,11 @@ class Call {
 
 #endif
 
-// Runs the kernel that an argument struct belongs to.
-#if defined(FILBERT_CUDA) || defined(FILBERT_HOSTCUDA)
-inline void run(const AttnTilesArgs& args, Call& call) { attn_tiles_cuda(args, call.stream()); }
-inline void run(const AttnVarlenArgs& args, Call& call) { attn_varlen_cuda(args, call.stream()); }
-inline void run(const NormResidualArgs& args, Call& call) {
-  norm_residual_cuda(args, call.stream());
-}
-inline void run(const BiasGeluArgs& args, Call& call) { bias_gelu_cuda(args, call.stream()); }
-inline void run(const GatherRowsArgs& args, Call& call) { gather_rows_cuda(args, call.stream()); }
-inline void run(const PackBitsArgs& args, Call& call) { pack_bits_cuda(args, call.stream()); }
-inline void run(const LinearBinaryArgs& args, Call& call) {
-  linear_binary_cuda(args, call.stream());
-}
-inline void run(const AttnBinaryArgs& args, Call& call) { attn_binary_cuda(args, call.stream()); }
-#else
-inline void run(const AttnVarlenArgs& args, Call&) { attn_varlen_cpu(args); }
-inline void run(const NormResidualArgs& args, Call&) { norm_residual_cpu(args); }
-inline void run(const BiasGeluArgs& args, Call&) { bias_gelu_cpu(args); }
-inline void run(const GatherRowsArgs& args, Call&) { gather_rows_cpu(args); }
-inline void run(const PackBitsArgs& args, Call&) { pack_bits_cpu(args); }
-inline void run(const LinearBinaryArgs& args, Call&) { linear_binary_cpu(args); }
-inline void run(const AttnBinaryArgs& args, Call&) { attn_binary_cpu(args); }
-#endif
-
 }  // namespace filbert
+
+// Runs a stem's kernel on this build's device.
+#if defined(FILBERT_CUDA) || defined(FILBERT_HOSTCUDA)
+#define FILBERT_RUN(stem, args, call) stem##_cuda(args, (call).stream())
+#else
+#define FILBERT_RUN(stem, args, call) stem##_cpu(args)
+#endif

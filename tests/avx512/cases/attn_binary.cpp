@@ -4,7 +4,6 @@
 
 #include <cmath>
 
-#include "cpu/dispatch/kernels.h"
 #include "suite.h"
 
 namespace kernel_check {

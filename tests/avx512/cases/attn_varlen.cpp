@@ -5,7 +5,6 @@
 #include <cmath>
 #include <memory>
 
-#include "cpu/dispatch/kernels.h"
 #include "suite.h"
 
 namespace kernel_check {
