@@ -3,8 +3,8 @@
 #pragma once
 
 #include "cuda/attention/work.cuh"
+#include "cuda/attn_tiles_plan.h"
 #include "cuda/device/spans.cuh"
-#include "cuda/launch_plan.h"
 
 namespace filbert {
 namespace cuda {

@@ -2,9 +2,10 @@
 #include "args/attn_varlen.h"
 
 #include "cuda/attn_tiles.cuh"
+#include "cuda/attn_tiles_plan.h"
 #include "cuda/attn_varlen/f32.cuh"
+#include "cuda/attn_varlen_plan.h"
 #include "cuda/device/launch.cuh"
-#include "cuda/launch_plan.h"
 
 namespace filbert {
 namespace cuda {

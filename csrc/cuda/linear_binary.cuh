@@ -15,8 +15,8 @@
 
 #include "args/linear_binary.h"
 #include "cuda/device/bit_rows.cuh"
-#include "cuda/launch_plan.h"
 #include "cuda/linear_binary/epilogue.cuh"
+#include "cuda/linear_binary_plan.h"
 
 namespace filbert {
 namespace cuda {

@@ -9,7 +9,9 @@
 
 #include "cpu/attention/plan.h"
 #include "cpu/dispatch/traits.h"
-#include "cuda/launch_plan.h"
+#include "cuda/attn_binary_plan.h"
+#include "cuda/attn_varlen_plan.h"
+#include "cuda/linear_binary_plan.h"
 
 namespace py = pybind11;
 

@@ -1,7 +1,7 @@
 // csrc/cuda/device/launch.cuh for the host.
 #pragma once
 
-#include "cuda/launch_plan.h"
+#include "cuda/device/plan.h"
 #include "hostcuda/machine.h"
 
 namespace filbert {

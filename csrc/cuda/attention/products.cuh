@@ -4,7 +4,7 @@
 #include "cuda/attention/rows.cuh"
 #include "cuda/attention/softmax.cuh"
 #include "cuda/attention/work.cuh"
-#include "cuda/launch_plan.h"
+#include "cuda/attn_varlen_plan.h"
 
 namespace filbert {
 namespace cuda {

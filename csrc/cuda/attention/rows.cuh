@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
+#include "cuda/attn_varlen_plan.h"
 #include "cuda/device/ptx.cuh"
-#include "cuda/launch_plan.h"
 
 namespace filbert {
 namespace cuda {

@@ -3,9 +3,9 @@
 #pragma once
 
 #include "args/attn_binary.h"
+#include "cuda/attn_binary_plan.h"
 #include "cuda/device/bit_rows.cuh"
 #include "cuda/device/spans.cuh"
-#include "cuda/launch_plan.h"
 
 namespace filbert {
 namespace cuda {

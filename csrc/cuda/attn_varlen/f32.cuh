@@ -7,8 +7,8 @@
 #pragma once
 
 #include "cuda/attention/work.cuh"
+#include "cuda/attn_varlen_plan.h"
 #include "cuda/device/rows.cuh"
-#include "cuda/launch_plan.h"
 
 namespace filbert {
 namespace cuda {

@@ -10,7 +10,7 @@ __device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
 __device__ __forceinline__ int larger(int a, int b) { return a > b ? a : b; }
 __device__ __forceinline__ int clamped(int n, int most) { return larger(0, smaller(n, most)); }
 
-// What launch_plan.h has for the host.
+// What device/plan.h has for the host.
 __device__ __forceinline__ int divided_up(int64_t a, int b) {
   return static_cast<int>((a + b - 1) / b);
 }

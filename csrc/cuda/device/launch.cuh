@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "cuda/device/once.h"
-#include "cuda/launch_plan.h"
+#include "cuda/device/plan.h"
 
 #ifndef __CUDACC__
 #include "hostcuda/launch.h"
