@@ -11,7 +11,8 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from binarize_cases import own
-from cases import normal, offsets
+from calls import CALLS
+from cases import normal
 from filbert import _load, binarize, ops
 from filbert.conversion.hugging_face.layers import read_encoder
 from filbert.conversion.in_place import convert
@@ -23,69 +24,12 @@ from tolerances import assert_exact
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CU, WORDS = offsets([3, 2]), torch.zeros(1, 5, 1, dtype=torch.int32)
-SUMS, TILES = torch.zeros(5, dtype=torch.int32), torch.zeros(1, 1, 16, dtype=torch.int32)
-TOTALS = torch.zeros(8, dtype=torch.int32)
-
-
-def norm_operands():
-    names = ("x", "bias", "residual", "weight", "beta")
-    return {n: normal(5, 8) if n in ("x", "residual") else normal(8) for n in names}
-
-
-#: operator -> (its function, its float operands by name, the other arguments)
-CALLS = {
-    "attn_varlen": lambda: (
-        ops.attn_varlen,
-        {"q": normal(5, 2, 8), "k": normal(5, 2, 8), "v": normal(5, 2, 8),
-         "alibi_slopes": normal(2), "key_bias": normal(5)},
-        {"cu_seqlens_q": CU, "cu_seqlens_k": CU, "max_seqlen_q": 3, "max_seqlen_k": 3,
-         "scale": 1.0},
-    ),
-    "norm_residual": lambda: (ops.norm_residual, norm_operands(), {"eps": 1e-5}),
-    "norm_residual_": lambda: (ops.norm_residual_, norm_operands(), {"eps": 1e-5}),
-    "bias_gelu_": lambda: (ops.bias_gelu_, {"x": normal(5, 8), "bias": normal(8)}, {}),
-    "gather_rows": lambda: (ops.gather_rows, {"x": normal(5, 8)}, {"index": torch.arange(3)}),
-    "pack_bits": lambda: (ops.pack_bits, {"x": normal(5, 8), "threshold": normal(8)}, {}),
-    "pack_codes": lambda: (
-        ops.pack_codes, {"x": normal(5, 8), "scale": normal(5).abs()}, {"bits": 4, "low": 0}
-    ),
-    "linear_dense": lambda: (
-        ops.linear_dense,
-        {"x": normal(5, 8), "bias": normal(8), "residual": normal(5, 8),
-         "norm_weight": normal(8), "norm_bias": normal(8)},
-        {"weight": ops.pack_dense(normal(8, 8)), "outputs": 8},
-    ),
-    "linear_binary": lambda: (
-        ops.linear_binary,
-        {"alpha": normal(8), "bias": normal(8), "scale": normal(5), "residual": normal(5, 8),
-         "norm_weight": normal(8), "norm_bias": normal(8)},
-        {"words": WORDS, "sums": SUMS, "weight": TILES, "totals": TOTALS},
-    ),
-}  # fmt: skip
-BITS = torch.zeros(5, 1, dtype=torch.int32)
-LIMITS = torch.zeros(32, dtype=torch.int32)
-#: operators of integers only, which cannot require a gradient
-OF_INTEGERS = {
-    "attn_tiles": lambda: (
-        ops.attn_tiles, {}, {"cu_seqlens_q": CU, "cu_seqlens_k": CU, "rows_q": 5, "rows_k": 5}
-    ),
-    "attn_binary": lambda: (
-        ops.attn_binary, {},
-        {"q": BITS, "k": BITS, "v": BITS, "cu_seqlens": CU, "max_seqlen": 3, "heads": 1,
-         "head_dim": 32, "threshold": LIMITS, "table": torch.zeros(33, dtype=torch.int64)},
-    ),
-    "linear_binary_bits": lambda: (
-        ops.linear_binary_bits, {},
-        {"words": WORDS, "sums": SUMS, "weight": TILES, "totals": TOTALS, "threshold": LIMITS[:8],
-         "until": LIMITS[:8], "lower": LIMITS[:8], "lower_until": LIMITS[:8]},
-    ),
-}  # fmt: skip
 REFUSED = [(name, operand) for name, call in CALLS.items() for operand in call()[1]]
+WITH_FLOATS = [name for name, call in CALLS.items() if call()[1]]
 
 
 def test_every_operator_is_here():
-    assert {*CALLS, *OF_INTEGERS} == set(OPERATORS)
+    assert set(CALLS) == set(OPERATORS)
 
 
 @pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "reference"])
@@ -105,7 +49,7 @@ def test_operators_refuse(name, operand, compiled, monkeypatch):
     assert leaf.grad is None
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", WITH_FLOATS)
 def test_operators_run_where_no_gradient_is_recorded(name):
     function, floats, others = CALLS[name]()
     want = function(**{k: t.clone() for k, t in floats.items()}, **others)
@@ -119,7 +63,7 @@ def test_operators_run_where_no_gradient_is_recorded(name):
 
 
 @pytest.mark.parametrize(("backend", "fullgraph"), [("eager", True), ("aot_eager", False)])
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", WITH_FLOATS)
 def test_operators_refuse_under_torch_compile(name, fullgraph, backend):
     torch._dynamo.reset()
     function, floats, others = CALLS[name]()
@@ -161,10 +105,10 @@ def test_writing_over_what_a_backward_pass_needs_is_noticed(name, mode):
         saved.sum().backward()
 
 
-@pytest.mark.parametrize("name", [*CALLS, *OF_INTEGERS])
+@pytest.mark.parametrize("name", CALLS)
 def test_an_operand_on_another_device(name):
     """With one on the meta device the dispatcher would run the fake and return a meta tensor."""
-    function, floats, others = {**CALLS, **OF_INTEGERS}[name]()
+    function, floats, others = CALLS[name]()
     operands = {**floats, **{k: v for k, v in others.items() if isinstance(v, torch.Tensor)}}
     rest = {k: v for k, v in others.items() if k not in operands}
     first, *more = sorted(operands, key=lambda k: k not in ("x", "q", "words", "cu_seqlens_q"))
