@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc tests/hostcuda -type f)
+SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc tests/hostcuda bench/native -type f)
 # Builds in place, in one folder: what the demo compiled is not compiled again for the tests.
 INSTALL = $(BIN)/pip install --quiet --no-build-isolation -Cbuild-dir=build/dev
 # The CPU side alone.
@@ -14,6 +14,7 @@ FILBERT_CUDA_ARCHS ?= 80-real;90
 DEV_INSTALL = $(INSTALL) -Ccmake.define.FILBERT_CUDA=AUTO \
   -Ccmake.define.FILBERT_EMULATED_ISA=ON -Ccmake.define.FILBERT_HOSTCUDA=ON \
   -Ccmake.define.FILBERT_KEEP_REPORTS=ON -Ccmake.define.FILBERT_KERNEL_CHECK=ON \
+  -Ccmake.define.FILBERT_BENCH=ON \
   "-Ccmake.define.FILBERT_CUDA_ARCHS=$(FILBERT_CUDA_ARCHS)" --editable
 
 .PHONY: demo test test-avx512 bench gpu-check check-torch-headers lint build clean
@@ -53,9 +54,7 @@ check-torch-headers: $(VENV)/.torch
 
 # Every case with its default budget, on an otherwise idle machine; see python -m bench run --help.
 bench: $(VENV)/.bench
-	for case in attn_varlen norm_residual bias_gelu gather_rows memory e2e linear_dense linear_binary e2e_binary; do \
-	  $(BIN)/python -m bench run $$case --json bench/results/$$case.json || exit 1; \
-	done
+	$(BIN)/python -m bench run all --json bench/results
 
 # On a machine with an NVIDIA GPU, with that machine's own python and CUDA PyTorch: no .venv, no
 # network. OUT or --out says where the report goes; FILBERT_LIBRARY_DIR names libraries built
@@ -68,7 +67,7 @@ lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/hostcuda tests/avx512 -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/hostcuda tests/avx512 bench/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 build: $(VENV)/.built
 

@@ -16,6 +16,9 @@ from .report.table import markdown
 from .results import Report, load
 from .runner import DTYPES, Options, ceilings_of, default_dtypes, dtypes_on, matching, say
 
+#: every case, one after the other
+ALL = "all"
+
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
@@ -24,8 +27,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="name cases, workloads and contestants")
 
-    run = commands.add_parser("run", help="check and time one case")
-    run.add_argument("case", choices=CASES)
+    run = commands.add_parser("run", help="check and time one case, or all")
+    run.add_argument("case", choices=[*CASES, ALL])
     run.add_argument("--workload", type=_words, default=(), help="globs, comma separated")
     run.add_argument(
         "--dtype", type=_words,
@@ -45,7 +48,10 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run.add_argument("--threads", type=_positive(int), help="default: what torch uses")
     run.add_argument("--device", default="cpu", help="cpu or cuda")
-    run.add_argument("--json", type=Path, help="write everything here, all samples included")
+    run.add_argument(
+        "--json", type=Path,
+        help="write everything here, all samples included; with all, the folder of CASE.json",
+    )  # fmt: skip
     run.add_argument(
         "--markdown", type=Path, help="write the table here too (it is printed anyway)"
     )
@@ -160,23 +166,38 @@ def run_case(given: argparse.Namespace) -> Report:
     return Report(given.case, about, recorded, rows)
 
 
+def run_cases(given: argparse.Namespace) -> int:
+    """Runs what was asked for, prints the tables and writes the files.
+
+    Returns:
+        1 if a case could measure nothing, else 0.
+    """
+    every = given.case == ALL
+    texts, failed = [], 0
+    for case in CASES if every else [given.case]:
+        report = run_case(argparse.Namespace(**{**vars(given), "case": case}))
+        texts.append(markdown(report, rate(report)))
+        print(texts[-1])
+        if given.json:
+            file = given.json / f"{case}.json" if every else given.json
+            file.parent.mkdir(parents=True, exist_ok=True)
+            report.save(file)
+            say(f"wrote {file}")
+        if not any(row.status == "ok" for row in report.rows):
+            say(f"{case}: nothing could be measured; the table says why")
+            failed = 1
+    if given.markdown:
+        given.markdown.write_text("\n".join(texts), encoding="utf-8")
+    return failed
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     try:
         if given.command == "list":
             print(listing())
         elif given.command == "run":
-            report = run_case(given)
-            text = markdown(report, rate(report))
-            print(text)
-            if given.json:
-                report.save(given.json)
-                say(f"wrote {given.json}")
-            if given.markdown:
-                given.markdown.write_text(text, encoding="utf-8")
-            if not any(row.status == "ok" for row in report.rows):
-                say("nothing could be measured; the table says why")
-                return 1
+            return run_cases(given)
         elif given.command == "table":
             report = load(given.file)
             print(markdown(report, rate(report)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .gpu import floor_s
 from .results import Row
-from .runner import DTYPES, Options, ceilings_of, check_then_time, kernel_clock, on_gpu
 from .timing import Contestant, Unavailable
 
 #: the yardstick of bandwidth: a copy between two buffers that exist already
@@ -17,6 +16,8 @@ COPY = "copy_"
 #: the same copy into memory fresh from the allocator, which every operator that returns a tensor
 #: writes to: on a CPU, beyond 32 MiB, the system hands it out page by page
 CLONE = "clone"
+#: contestants that compute something else on purpose
+YARDSTICKS = (COPY, CLONE)
 RATE = ("bytes_per_s", "GB/s", 1e-9)
 
 
@@ -41,43 +42,8 @@ class Copies:
     def clone(self) -> Contestant:
         return Contestant(CLONE, self.source.clone, self._checked)
 
-
-def race_streams(
-    builders: Mapping[str, Callable[[], Contestant]],
-    right_answer: Tensor,
-    *,
-    moved: int,
-    workload: str,
-    dtype: str,
-    reference: str,
-    tolerance: float,
-    options: Options,
-) -> list[Row]:
-    """Checks and times the contestants and copies of as many bytes.
-
-    Args:
-        builders: by name, without the copies.
-        moved: the fewest bytes that the operator has to move, each input read and each output
-            written once; the same for every contestant, however often it goes over memory.
-    """
-    copies = Copies(moved, DTYPES[dtype], options.device)
-    rows = check_then_time(
-        {**builders, COPY: copies.copy, CLONE: copies.clone},
-        right_answer,
-        workload=workload,
-        dtype=dtype,
-        reference=reference,
-        tolerance=tolerance,
-        options=options,
-        repeats=options.repeats or 25,
-        budget_s=options.budget_s or 3.0,
-        min_sample_s=0.0005 if on_gpu(options.device) else 0.004,
-        pause_s=0.0,
-        clock=kernel_clock(options),
-        exempt=frozenset({COPY, CLONE}),
-    )
-    add_figures(rows, moved, ceilings_of(options))
-    return rows
+    def contestants(self) -> dict[str, Callable[[], Contestant]]:
+        return {COPY: self.copy, CLONE: self.clone}
 
 
 def add_figures(rows: list[Row], moved: int, ceiling: dict[str, float] | None) -> None:

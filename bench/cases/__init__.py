@@ -1,30 +1,22 @@
-"""One file per case: a module with ``NAME``, ``ABOUT``, ``WORKLOADS``, ``RATE`` and ``run``.
+"""One file per case, found by its place: a module with ``NAME``, ``ABOUT``, ``WORKLOADS``, ``RATE``
+and ``run``.
 
 ``RATE`` is what a row has beside its times: the figure's name, its unit, the factor to that unit.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from types import ModuleType
 
 from ..results import Report
-from . import (
-    attn_varlen,
-    bias_gelu,
-    e2e,
-    e2e_binary,
-    gather_rows,
-    linear_binary,
-    linear_dense,
-    memory,
-    norm_residual,
-)
 
-_ALL = (
-    e2e, attn_varlen, norm_residual, bias_gelu, gather_rows, memory, linear_dense, linear_binary,
-    e2e_binary,
-)  # fmt: skip
-CASES: dict[str, ModuleType] = {case.NAME: case for case in _ALL}
+#: every case by name
+CASES: dict[str, ModuleType] = {}
+for _found in pkgutil.iter_modules(__path__):
+    _case = importlib.import_module(f"{__name__}.{_found.name}")
+    CASES[_case.NAME] = _case
 
 
 def rate(report: Report) -> tuple[str, str, float]:

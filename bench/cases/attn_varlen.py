@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +15,10 @@ from .. import gpu_attention
 from ..gpu import floor_s
 from ..gpu_attention import VARLEN_ATTN, offsets
 from ..ours import compiled_filbert
+from ..peak import Work, kind_of
 from ..results import Row
-from ..runner import (
-    DTYPES,
-    Options,
-    ceilings_of,
-    check_then_time,
-    kernel_clock,
-    matching,
-    on_gpu,
-    say,
-)
+from ..runner import DTYPES, Options, ceilings_of, matching, on_gpu
+from ..sweep import sweep
 from ..timing import Contestant
 from ..workloads import uniform_lengths
 
@@ -189,55 +182,60 @@ GPU_BUILDERS: dict[str, Builder] = {
 }
 
 
+@dataclass(frozen=True)
+class _Given:
+    """One mix of lengths and its rows."""
+
+    mix: Mix
+    qkv: Tensor
+    builders: dict[str, Builder]
+
+    def right_answer(self) -> Tensor:
+        return right_answer(self.mix, self.qkv)
+
+    def contestants(self) -> dict[str, Callable[[], Contestant]]:
+        return {n: partial(build, self.mix, self.qkv) for n, build in self.builders.items()}
+
+
+def work(mix: Mix, dtype: torch.dtype, who: str) -> Work:
+    """Both products on real tokens; q, k and v read and the result written once."""
+    del who
+    return Work({kind_of(dtype): mix.flop}, mix.moved(dtype))
+
+
 def run(options: Options) -> list[Row]:
     """Checks and times every way there is on this device, on every mix of lengths asked for."""
-    rows: list[Row] = []
     known = GPU_BUILDERS if on_gpu(options.device) else BUILDERS
     wanted = matching(list(known), options.baselines or ("*",), "--baseline")
     chosen = {
         n: b for n, b in known.items() if n in wanted or n == REFERENCE or n.startswith("filbert")
     }
-    for name in matching(list(WORKLOADS), options.workloads or ("*",), "--workload"):
-        mix = WORKLOADS[name].on(options.device)
-        say(f"{mix.name}: {mix.batch} sequences, {sum(mix.lengths)} tokens, {mix.flop:.2g} flop")
-        for dtype in options.dtypes:
-            qkv = inputs(mix, DTYPES[dtype], options.device)
-            found = check_then_time(
-                {
-                    n: lambda build=build, qkv=qkv, mix=mix: build(mix, qkv)  # type: ignore[misc]
-                    for n, build in chosen.items()
-                },
-                right_answer(mix, qkv),
-                workload=mix.name,
-                dtype=dtype,
-                reference=REFERENCE,
-                tolerance=TOLERANCE[dtype],
-                options=options,
-                repeats=options.repeats or 25,
-                budget_s=options.budget_s or 2.0,
-                min_sample_s=0.0005 if on_gpu(options.device) else 0.004,
-                pause_s=0.0,
-                clock=kernel_clock(options),
-            )
-            for row in found:
-                row.axis = {
-                    "panel": f"D={mix.dim}, {'mixed' if mix.mixed else 'equal'} lengths",
-                    "x": mix.maximum,
-                    "x_label": "longest sequence (tokens)",
-                }
-            add_figures(found, mix, ceilings_of(options))
-            rows += found
-    return rows
+
+    def finish(rows: list[Row], mix: Mix, dtype: str) -> None:
+        del dtype
+        for row in (row for row in rows if row.contestant in chosen):
+            row.axis = {
+                "panel": f"D={mix.dim}, {'mixed' if mix.mixed else 'equal'} lengths",
+                "x": mix.maximum,
+                "x_label": "longest sequence (tokens)",
+            }
+        add_figures(rows, mix, ceilings_of(options))
+
+    return sweep(
+        options, {n: mix.on(options.device) for n, mix in WORKLOADS.items()},
+        lambda mix, dtype, device: _Given(mix, inputs(mix, dtype, device), chosen), work,
+        figure=RATE[0], reference=lambda _: REFERENCE, tolerance=TOLERANCE,
+        named=lambda name, mix: mix.name, budget_s=2.0, finish=finish,
+    )  # fmt: skip
 
 
 def add_figures(rows: list[Row], mix: Mix, ceiling: dict[str, float] | None) -> None:
-    """Rates, ratios to other baselines than the reference and, on a GPU, the share of the floor."""
+    """Ratios to other baselines than the reference and, on a GPU, the share of the floor."""
     by_name = {row.contestant: row for row in rows}
     for row in rows:
         own = row.figures.get("median_s")
         if own is None:
             continue
-        row.figures["flop_per_s"] = mix.flop / own
         for name, figure in (
             (PER_SEQUENCE, "ratio_to_per_sequence"),
             (VARLEN_ATTN, "ratio_to_varlen_attn"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import baselines, ours, runtimes
-from ..engines import Engine, Setup, contestant, reference_answer
-from ..results import Row, unavailable
-from ..runner import DTYPES, Options, caller_clock, check_then_time, matching, on_gpu, say
-from ..timing import Contestant, Unavailable
-from ..workloads import DEFAULT, WORKLOADS, Workload, model
+from ..engines import Engine, Setup
+from ..models import race_models
+from ..results import Row
+from ..runner import Options, matching, on_gpu
+from ..workloads import DEFAULT, WORKLOADS
 
 NAME = "e2e"
 ABOUT = "a whole encoder: HF eager and SDPA, buckets, torch.compile, ONNX Runtime, OpenVINO, "
@@ -55,58 +55,8 @@ def builders(options: Options, dtype: str, pooled: bool) -> dict[str, Callable[[
 
 def run(options: Options) -> list[Row]:
     """Checks and times every contestant on every workload asked for."""
-    rows: list[Row] = []
-    for name in matching(list(WORKLOADS), options.workloads or DEFAULT, "--workload"):
-        try:
-            workload = WORKLOADS[name]()
-            bert = model(workload.model).to(options.device)
-        except Unavailable as error:
-            rows += [
-                unavailable(name, dtype, who, REFERENCE, str(error))
-                for dtype in options.dtypes
-                for who in OURS
-            ]
-            continue
-        padded = sum(b.input_ids.numel() for b in workload.batches())
-        share = 1 - workload.tokens / padded
-        say(f"{name}: {workload.tokens} tokens, {share:.0%} of the padded batches is padding")
-        right = reference_answer(
-            Setup(bert, workload, DTYPES["float32"], options.device, options.threads)
-        )
-        for dtype in options.dtypes:
-            baselines.forget_compiled()
-            setup = Setup(
-                bert, workload, DTYPES[dtype], options.device, options.threads,
-                options.compile_limit_s,
-            )  # fmt: skip
-            found = check_then_time(
-                {
-                    n: _bound(n, b, setup)
-                    for n, b in builders(options, dtype, workload.pooled).items()
-                },
-                right,
-                workload=name,
-                dtype=dtype,
-                reference=REFERENCE,
-                tolerance=TOLERANCE[dtype],
-                options=options,
-                repeats=options.repeats or 15,
-                budget_s=options.budget_s or 90.0,
-                min_sample_s=0.05,
-                pause_s=0.0 if on_gpu(options.device) else 0.02,
-                clock=caller_clock(options),
-            )
-            _add_figures(found, workload, share)
-            rows += found
-    return rows
-
-
-def _bound(name: str, build: Callable[[Setup], Engine], setup: Setup) -> Callable[[], Contestant]:
-    return lambda: contestant(name, build(setup), setup)
-
-
-def _add_figures(rows: list[Row], workload: Workload, padding_share: float) -> None:
-    for row in rows:
-        if "median_s" in row.figures:
-            row.figures["tokens_per_s"] = workload.tokens / row.figures["median_s"]
-            row.figures["padding_share"] = padding_share
+    return race_models(
+        options, WORKLOADS,
+        lambda dtype, workload: builders(options, dtype, workload.pooled),
+        reference=REFERENCE, tolerance=TOLERANCE, default=DEFAULT,
+    )  # fmt: skip

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .. import baselines, ours
-from ..engines import Engine, Setup, contestant, reference_answer
+from ..engines import Engine, Setup
+from ..models import race_models
 from ..results import Row
-from ..runner import DTYPES, Options, caller_clock, check_then_time, matching, on_gpu, say
-from ..timing import Contestant, Unavailable
+from ..runner import Options
+from ..timing import Unavailable
 from ..workloads import WORKLOADS as ALL
-from ..workloads import model
 from .e2e import TOLERANCE
 
 NAME = "e2e_binary"
@@ -68,36 +68,7 @@ BUILDERS: dict[str, Callable[[Setup], Engine]] = {
 
 def run(options: Options) -> list[Row]:
     """Checks and times every contestant on every workload asked for."""
-    rows: list[Row] = []
-    for name in matching(list(WORKLOADS), options.workloads or DEFAULT, "--workload"):
-        workload = WORKLOADS[name]()
-        bert = model(workload.model).to(options.device)
-        say(f"{name}: {workload.tokens} tokens")
-        first = Setup(bert, workload, DTYPES["float32"], options.device, options.threads)
-        right = reference_answer(first)
-        for dtype in options.dtypes:
-            setup = Setup(bert, workload, DTYPES[dtype], options.device, options.threads)
-            found = check_then_time(
-                {n: _bound(n, b, setup) for n, b in BUILDERS.items()},
-                right,
-                workload=name,
-                dtype=dtype,
-                reference=REFERENCE,
-                tolerance=TOLERANCE[dtype],
-                options=options,
-                repeats=options.repeats or 15,
-                budget_s=options.budget_s or 90.0,
-                min_sample_s=0.05,
-                pause_s=0.0 if on_gpu(options.device) else 0.02,
-                clock=caller_clock(options),
-                exempt=frozenset(BINARY),
-            )
-            for row in found:
-                if "median_s" in row.figures:
-                    row.figures["tokens_per_s"] = workload.tokens / row.figures["median_s"]
-            rows += found
-    return rows
-
-
-def _bound(name: str, build: Callable[[Setup], Engine], setup: Setup) -> Callable[[], Contestant]:
-    return lambda: contestant(name, build(setup), setup)
+    return race_models(
+        options, WORKLOADS, lambda dtype, workload: BUILDERS,
+        reference=REFERENCE, tolerance=TOLERANCE, default=DEFAULT, exempt=frozenset(BINARY),
+    )  # fmt: skip

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import streams
 from ..ours import compiled_filbert
+from ..peak import Work
 from ..results import Row
-from ..runner import DTYPES, Options, matching, say
+from ..runner import DTYPES, Options
+from ..sweep import sweep
 from ..timing import Contestant
 from ..workloads import uniform_lengths
 
@@ -79,6 +82,9 @@ class _Inputs:
         padded[self.places] = self.x
         return padded
 
+    def contestants(self) -> dict[str, Callable[[], Contestant]]:
+        return {self.size.reference: partial(eager, self), "filbert": partial(ours, self)}
+
 
 def eager(given: _Inputs) -> Contestant:
     def pack() -> Tensor:
@@ -98,27 +104,15 @@ def ours(given: _Inputs) -> Contestant:
     return Contestant("filbert", lambda: op(given.x, index), lambda value: value)
 
 
+def work(size: Batch, dtype: torch.dtype, who: str) -> Work:
+    del who
+    return Work(moved=size.moved(dtype))
+
+
 def run(options: Options) -> list[Row]:
     """Checks and times every batch asked for; the result has to be exact."""
-    rows: list[Row] = []
-    for name in matching(list(WORKLOADS), options.workloads or ("*",), "--workload"):
-        size = WORKLOADS[name]
-        for dtype in options.dtypes:
-            moved = size.moved(DTYPES[dtype])
-            say(f"{name} {dtype}: {moved / 2**20:.1f} MiB move")
-            given = _Inputs(size, DTYPES[dtype], options.device)
-            builders: dict[str, Callable[[_Inputs], Contestant]] = {
-                size.reference: eager,
-                "filbert": ours,
-            }
-            rows += streams.race_streams(
-                {n: lambda b=b, given=given: b(given) for n, b in builders.items()},  # type: ignore[misc]
-                given.right_answer(),
-                moved=moved,
-                workload=name,
-                dtype=dtype,
-                reference=size.reference,
-                tolerance=0.0,
-                options=options,
-            )
-    return rows
+    return sweep(
+        options, WORKLOADS, _Inputs, work,
+        figure=RATE[0], reference=lambda batch: batch.reference,
+        tolerance=dict.fromkeys(DTYPES, 0.0), copies=True,
+    )  # fmt: skip

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ours import compiled_filbert
+from ..peak import Work, kind_of
 from ..results import Row
-from ..runner import DTYPES, Options, check_then_time, kernel_clock, matching, on_gpu, say
+from ..runner import Options, on_gpu
+from ..sweep import sweep
 from ..timing import Contestant
 
 NAME = "linear_binary"
@@ -129,7 +131,7 @@ class _Layer:
 
         return Contestant(f"filbert {bits} bits", run, lambda y: y)
 
-    def builders(self) -> dict[str, Callable[[], Contestant]]:
+    def contestants(self) -> dict[str, Callable[[], Contestant]]:
         found: dict[str, Callable[[], Contestant]] = {REFERENCE: self.linear}
         if self.x.device.type == "cpu":
             found["oneDNN packed"] = self.packed
@@ -140,32 +142,24 @@ class _Layer:
         return found
 
 
+def work(size: Size, dtype: torch.dtype, who: str) -> Work:
+    """Multiply-adds of a plane of bits, or of floats; each operand once."""
+    count = float(size.rows * size.inputs * size.outputs)
+    out = size.rows * size.outputs
+    if who and not who.startswith("filbert"):
+        rows, weight = size.rows * size.inputs, size.inputs * size.outputs
+        return Work({kind_of(dtype): 2 * count}, (rows + weight + out) * dtype.itemsize)
+    planes = int(who.split()[1]) if who else 1
+    words = (planes * size.rows + size.outputs) * size.inputs // 8
+    return Work(
+        {"bits": planes * count}, words + (out // 8 if who == BITS_OUT else out * dtype.itemsize)
+    )
+
+
 def run(options: Options) -> list[Row]:
     """Checks and times every size asked for."""
-    rows: list[Row] = []
-    names = options.workloads or (tuple(WORKLOADS) if on_gpu(options.device) else DEFAULT)
-    for name in matching(list(WORKLOADS), names, "--workload"):
-        size = WORKLOADS[name]
-        for dtype in options.dtypes:
-            say(f"{name} {dtype}")
-            layer = _Layer(size, DTYPES[dtype], options.device)
-            found = check_then_time(
-                layer.builders(),
-                layer.right_answer(),
-                workload=name,
-                dtype=dtype,
-                reference=REFERENCE,
-                tolerance=TOLERANCE[dtype],
-                options=options,
-                repeats=options.repeats or 25,
-                budget_s=options.budget_s or 3.0,
-                min_sample_s=0.0005 if on_gpu(options.device) else 0.004,
-                pause_s=0.0,
-                clock=kernel_clock(options),
-            )
-            for row in found:
-                if "median_s" in row.figures:
-                    work = size.rows * size.inputs * size.outputs
-                    row.figures[RATE[0]] = work / row.figures["median_s"]
-            rows += found
-    return rows
+    return sweep(
+        options, WORKLOADS, _Layer, work,
+        figure=RATE[0], reference=lambda _: REFERENCE, tolerance=TOLERANCE,
+        default=("*",) if on_gpu(options.device) else DEFAULT,
+    )  # fmt: skip

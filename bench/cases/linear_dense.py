@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ours import compiled_filbert
+from ..peak import Work, kind_of
 from ..results import Row
-from ..runner import DTYPES, Options, check_then_time, kernel_clock, matching, on_gpu, say
+from ..runner import Options, on_gpu
+from ..sweep import sweep
 from ..timing import Contestant
 
 NAME = "linear_dense"
@@ -45,7 +47,8 @@ WORKLOADS = {
 class _Layer:
     """One layer in every form it is run in."""
 
-    def __init__(self, size: Size, dtype: torch.dtype) -> None:
+    def __init__(self, size: Size, dtype: torch.dtype, device: str) -> None:
+        del device  # the CPU
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
@@ -133,7 +136,7 @@ class _Layer:
 
         return Contestant(f"filbert + {name}", run, lambda y: y.double() - meant + plain)
 
-    def builders(self) -> dict[str, Callable[[], Contestant]]:
+    def contestants(self) -> dict[str, Callable[[], Contestant]]:
         found: dict[str, Callable[[], Contestant]] = {
             REFERENCE: self.linear, "oneDNN packed": self.onednn,
         }  # fmt: skip
@@ -149,33 +152,19 @@ class _Layer:
         return found
 
 
+def work(size: Size, dtype: torch.dtype, who: str) -> Work:
+    """Each multiply-add once, each weight and row once; a weight of float16 has half the bytes."""
+    flop = 2.0 * size.rows * size.inputs * size.outputs
+    weight = 2 if who.endswith("float16 weight") else dtype.itemsize
+    rows = size.rows * (size.inputs + size.outputs) * dtype.itemsize
+    return Work({kind_of(dtype): flop}, rows + size.inputs * size.outputs * weight)
+
+
 def run(options: Options) -> list[Row]:
     """Checks and times every size asked for."""
     if on_gpu(options.device):
         raise SystemExit("linear_dense: dense products on a GPU are cuBLASLt's; need --device cpu")
-    rows: list[Row] = []
-    for name in matching(list(WORKLOADS), options.workloads or tuple(WORKLOADS), "--workload"):
-        size = WORKLOADS[name]
-        for dtype in options.dtypes:
-            say(f"{name} {dtype}")
-            layer = _Layer(size, DTYPES[dtype])
-            found = check_then_time(
-                layer.builders(),
-                layer.right_answer(),
-                workload=name,
-                dtype=dtype,
-                reference=REFERENCE,
-                tolerance=TOLERANCE[dtype],
-                options=options,
-                repeats=options.repeats or 25,
-                budget_s=options.budget_s or 4.0,
-                min_sample_s=0.004,
-                pause_s=0.0,
-                clock=kernel_clock(options),
-            )
-            for row in found:
-                if "median_s" in row.figures:
-                    work = 2 * size.rows * size.inputs * size.outputs
-                    row.figures[RATE[0]] = work / row.figures["median_s"]
-            rows += found
-    return rows
+    return sweep(
+        options, WORKLOADS, _Layer, work,
+        figure=RATE[0], reference=lambda _: REFERENCE, tolerance=TOLERANCE, budget_s=4.0,
+    )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from .. import streams
 from ..ours import compiled_filbert
+from ..peak import Work
 from ..results import Row
-from ..runner import DTYPES, Options, matching, say
+from ..runner import Options
+from ..sweep import sweep
 from ..timing import Contestant
 
 NAME = "norm_residual"
@@ -57,6 +60,9 @@ class _Inputs:
         width = (self.x.shape[-1],)
         return F.layer_norm(total, width, self.weight.double(), self.beta.double(), EPS)
 
+    def contestants(self) -> dict[str, Callable[[], Contestant]]:
+        return {name: partial(build, self) for name, build in BUILDERS.items()}
+
 
 def eager(given: _Inputs) -> Contestant:
     width = (given.x.shape[-1],)
@@ -96,23 +102,14 @@ BUILDERS: dict[str, Callable[[_Inputs], Contestant]] = {
 }
 
 
+def work(size: Size, dtype: torch.dtype, who: str) -> Work:
+    del who  # the same for everybody, however often it goes over memory
+    return Work(moved=size.moved(dtype))
+
+
 def run(options: Options) -> list[Row]:
     """Checks and times every size asked for."""
-    rows: list[Row] = []
-    for name in matching(list(WORKLOADS), options.workloads or ("*",), "--workload"):
-        size = WORKLOADS[name]
-        for dtype in options.dtypes:
-            moved = size.moved(DTYPES[dtype])
-            say(f"{name} {dtype}: {moved / 2**20:.1f} MiB move")
-            given = _Inputs(size, DTYPES[dtype], options.device)
-            rows += streams.race_streams(
-                {n: lambda b=b, given=given: b(given) for n, b in BUILDERS.items()},  # type: ignore[misc]
-                given.right_answer(),
-                moved=moved,
-                workload=name,
-                dtype=dtype,
-                reference=REFERENCE,
-                tolerance=TOLERANCE[dtype],
-                options=options,
-            )
-    return rows
+    return sweep(
+        options, WORKLOADS, _Inputs, work,
+        figure=RATE[0], reference=lambda _: REFERENCE, tolerance=TOLERANCE, copies=True,
+    )  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..environment import caption
+from ..peak import PREFIX
 from ..results import Report, Row
 from .table import figure, seconds
 
@@ -24,7 +25,8 @@ def plot(report: Report, rate: tuple[str, str, float], output: Path) -> None:
     Raises:
         ValueError: matplotlib is missing, the suffix is unknown, or the report has no row.
     """
-    if not report.rows:
+    shown = [row for row in report.rows if not row.contestant.startswith(PREFIX)]
+    if not shown:
         raise ValueError("the report has no rows to draw; try another run")
     if output.suffix.lower() not in (".svg", ".png", ".pdf"):
         raise ValueError(f"-o: got {output.suffix or 'no suffix'!r}, need .svg, .png or .pdf")
@@ -33,15 +35,15 @@ def plot(report: Report, rate: tuple[str, str, float], output: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError("matplotlib is not installed; try pip install matplotlib") from error
-    lines = any(row.axis for row in report.rows)
-    groups = _groups(report.rows, lines)
+    lines = any(row.axis for row in shown)
+    groups = _groups(shown, lines)
     columns = min(len(groups), 2)
     depth = -(-len(groups) // columns)
     tallest = max(len(rows) for rows in groups.values())
     height = 3.4 if lines else max(1.9, 0.36 * tallest + 1.0)
     picture = Figure(figsize=(6.4 * columns, height * depth + 0.9), layout="constrained")
     cells = picture.subplots(depth, columns, squeeze=False, sharey=lines)
-    colours = _colours(report.rows)
+    colours = _colours(shown)
     for cell, (title, rows) in zip(cells.flat, groups.items(), strict=False):
         (_lines if lines else _bars)(cell, rows, colours, rate)
         cell.set_title(title, loc="left", fontsize=10, fontweight="bold")

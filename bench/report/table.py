@@ -65,6 +65,7 @@ SHARES = {
     "ratio_to_per_sequence": "× SDPA per sequence",
     "ratio_to_varlen_attn": "× varlen_attn",
     "bytes_per_s": "GB/s",
+    "share_of_peak": "of the peak",
     "share_of_floor": "of the floor",
     "share_of_copy": "of a copy",
     "share_of_clone": "of a clone",
@@ -116,7 +117,7 @@ def markdown(report: Report, rate: tuple[str, str, float]) -> str:
         padding = max(row.figures.get("padding_share", 0.0) for row in rows)
         title = f"### {workload}, {dtype}"
         lines += [title + (f", {padding:.0%} padding" if padding else ""), ""]
-        lines += [*_block(rows, rate, report.case != "memory"), ""]
+        lines += [*_block(rows, rate, any(row.samples_s for row in rows)), ""]
     lines.append(f"{caption(report.environment)}.")
     for share, who in (("machines", "Other machines"), ("processes", "Other processes")):
         taken = report.environment.get(f"cpu_share_of_other_{share}", 0.0)
@@ -131,7 +132,13 @@ def markdown(report: Report, rate: tuple[str, str, float]) -> str:
             "measured on this GPU, by a float16 matrix product and by a copy. "
             "Caches are emptied before every run."
         )
-    if report.case != "memory":
+    if any("share_of_peak" in row.figures for row in report.rows):
+        lines.append(
+            "The peak is the time of the fewest operations or of the fewest bytes, whichever is "
+            "longer, at the rate of what does nothing else: one instruction on registers, a copy "
+            "that leaves the caches. These take their turns in the race."
+        )
+    if any(row.samples_s for row in report.rows):
         lines.append(
             "Ratios are medians (quartiles) of per-round ratios; "
             "all contestants ran in one process, in turns."

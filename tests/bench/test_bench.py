@@ -9,7 +9,7 @@ import pytest
 import torch
 from bench.cases import attn_varlen, e2e, e2e_binary, memory, norm_residual
 from bench.results import Row
-from bench.runner import Options, check_then_time
+from bench.runner import DTYPES, Options, check_then_time
 from bench.timing import Contestant, Timing, Unavailable
 
 from bench import baselines, check, engines, ours, timing, workloads
@@ -205,7 +205,7 @@ def _shifted_by_one_sequence(setup):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("mistake", [_without_mask, _without_one_bias, _shifted_by_one_sequence])
 def test_the_check_catches_the_mistakes_a_kernel_makes(mistake, dtype):
-    setup = tiny_setup(e2e.DTYPES[dtype])
+    setup = tiny_setup(DTYPES[dtype])
     racer = engines.contestant("x", engines.Engine(mistake(setup)), setup)
     outcome = check.check(
         racer.result(racer.run()), engines.reference_answer(setup), e2e.TOLERANCE[dtype]
@@ -298,7 +298,7 @@ def test_sorted_batches_pad_less():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_attention_baselines_pass_their_check(name, dtype):
     mix = attn_varlen.WORKLOADS[name]
-    qkv = attn_varlen.inputs(mix, attn_varlen.DTYPES[dtype], "cpu")
+    qkv = attn_varlen.inputs(mix, DTYPES[dtype], "cpu")
     right = attn_varlen.right_answer(mix, qkv)
     for build in (attn_varlen.padded, attn_varlen.per_sequence):
         racer = build(mix, qkv)

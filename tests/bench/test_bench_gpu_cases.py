@@ -25,7 +25,7 @@ from bench import (
     gpu_attention,
     ours,
     runtimes,
-    streams,
+    sweep,
     workloads,
 )
 from stand_in_gpu import CEILING, stand_in
@@ -181,10 +181,10 @@ def test_calls_fit_the_operators_on_cuda_tensors_that_hold_nothing(monkeypatch):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Cases take the road they take on a GPU; tensors stay on the CPU, the wall clock ticks."""
-    for module in (attn_varlen, streams):
+    for module in (attn_varlen, sweep):
         monkeypatch.setattr(module, "on_gpu", lambda device: True)
-        monkeypatch.setattr(module, "kernel_clock", lambda options: WallClock())
         monkeypatch.setattr(module, "ceilings_of", lambda options: dict(CEILING))
+    monkeypatch.setattr(sweep, "kernel_clock", lambda options: WallClock())
     monkeypatch.setattr(attn_varlen, "GPU_TOKENS", 1024)
 
 
@@ -225,7 +225,7 @@ def test_attention_rows_have_rates_and_shares_of_the_floor(as_on_a_gpu, others, 
 def test_on_the_cpu_attention_has_its_three_contestants_and_no_floor():
     options = Options(workloads=("d32-max16",), dtypes=("float32",), repeats=2, budget_s=0.1)
     rows = attn_varlen.run(options)
-    assert [row.contestant for row in rows] == list(attn_varlen.BUILDERS)
+    assert [row.contestant for row in rows] == [*attn_varlen.BUILDERS, "peak: fma", "peak: copy"]
     for row in rows:
         assert row.status == "ok", row.reason
         assert not {"share_of_floor", "bytes_per_s"} & set(row.figures)
