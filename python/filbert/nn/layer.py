@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..packed.batch import PackedBatch
 from ..packed.bits import PackedBits
+from .dense.short import ShortPath
 from .row_blocks import block_size, by_blocks, fill_up
 
 __all__ = ["EncoderLayer", "FeedForward", "RowNorm"]
@@ -106,6 +107,10 @@ class FeedForward(nn.Module):
         return {"kind": self.kind, "up": self.up.config(), "down": self.down.config()}
 
 
+#: of a layer that has not looked for its short path yet
+_UNKNOWN = object()
+
+
 class EncoderLayer(nn.Module):
     """A post-LayerNorm layer made of slots; see the table of :mod:`filbert.nn.layer`.
 
@@ -129,6 +134,7 @@ class EncoderLayer(nn.Module):
         self.attention, self.out, self.attn_norm = attention, out, attn_norm
         self.feed_forward, self.ffn_norm = feed_forward, ffn_norm
         self._row_block: int | None = None
+        self._short: ShortPath | object | None = _UNKNOWN
         if problems := self._problems():
             raise ValueError("layer: " + "; ".join(problems))
         self.derive()
@@ -162,6 +168,7 @@ class EncoderLayer(nn.Module):
         """Makes again what follows from other tensors; done by itself after ``load_state_dict``."""
         self.attention.derive(self.out)
         self.feed_forward.derive()
+        self._short = _UNKNOWN
         linears = [linear for _, linear in self.linears()]
         if any(linear.wants_row_blocks for linear in linears):
             self.row_block = block_size(torch.get_num_threads())
@@ -225,7 +232,26 @@ class EncoderLayer(nn.Module):
         T may be more than the batch's rows; what becomes of the rows behind them means nothing.
         """
         rows = self.fill_up(rows) if self.attention.takes_more_rows else rows[: batch.num_rows]
+        if self._row_block is None or rows.shape[0] <= self._row_block:
+            short = self._short_path()
+            if short is not None:
+                if short.open:
+                    return short(rows, batch), batch
+                self._short = _UNKNOWN  # it is found again, of what is there now
         return self._finish(self.attention(rows, batch), rows), batch
+
+    def _short_path(self) -> ShortPath | None:
+        """The way past the slots where they are all dense, found at the first call."""
+        if self._short is _UNKNOWN:
+            self._short = ShortPath.of(self)
+        return cast("ShortPath | None", self._short)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_short": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._short = _UNKNOWN
 
     def forward_first(self, rows: Tensor, batch: PackedBatch) -> Tensor:
         """What the layer makes of the first row of each sequence, and, where attention can, nothing
