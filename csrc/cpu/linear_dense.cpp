@@ -31,7 +31,9 @@ void linear_dense_cpu(const LinearDenseArgs& args) {
   const int64_t shares =
       std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, panels / kSharePanels));
   const int64_t tasks = blocks * shares;
-  const int64_t rows = (args.rows + blocks - 1) / blocks;
+  // Whole tiles: a tile with a row less takes no less time.
+  const int64_t tiles = (args.rows + kernel.tile_rows - 1) / kernel.tile_rows;
+  const int64_t rows = (tiles + blocks - 1) / blocks * kernel.tile_rows;
   const NormResidualArgs norm = norm_of_output(args);
   const NormResidualKernel& layer_norm = chosen_norm_residual();
   // LayerNorm follows a block while it is in the cache, in memory that the product is done with.
@@ -40,7 +42,8 @@ void linear_dense_cpu(const LinearDenseArgs& args) {
   const int64_t hands = work < 2 * kShareWork ? 1 : threads;
   for_tasks(tasks, hands, bytes, [&](int64_t task, void* scratch) {
     const int64_t block = task / shares, share = task % shares;
-    const int64_t begin = block * args.rows / blocks, end = (block + 1) * args.rows / blocks;
+    const int64_t begin = block * tiles / blocks * kernel.tile_rows;
+    const int64_t end = std::min((block + 1) * tiles / blocks * kernel.tile_rows, args.rows);
     kernel.block(args, begin, end, panels * share / shares, panels * (share + 1) / shares, scratch);
     if (args.norm_weight && shares == 1) layer_norm.rows(norm, begin, end, scratch);
   });

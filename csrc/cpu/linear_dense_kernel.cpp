@@ -86,7 +86,8 @@ template <typename Step, int kRows, typename Shape, Into kInto>
 __attribute__((noinline)) void fixed_tile(const typename Step::Element* a, int64_t a_row,
                                           const typename Step::Element* b, int64_t panel,
                                           int64_t inner, float* c, int64_t c_row) {
-  multiply_tile<Step, kRows, Shape, kInto>(a, a_row, b, panel, inner, c, c_row, nullptr);
+  multiply_tile<Step, kRows, Shape, kInto, kGemmUnrolled>(a, a_row, b, panel, inner, c, c_row,
+                                                          nullptr);
 }
 
 template <typename Step, typename Shape, Into kInto>
@@ -390,7 +391,7 @@ void run_block(const LinearDenseArgs& args, int64_t row_begin, int64_t row_end, 
 
 }  // namespace
 
-const LinearDenseKernel linear_dense = {block_rows, scratch_bytes, run_block};
+const LinearDenseKernel linear_dense = {kGemmRows, block_rows, scratch_bytes, run_block};
 
 }  // namespace FILBERT_ISA
 }  // namespace filbert

@@ -23,13 +23,14 @@ struct PanelShape {
 // kGrow what c held is scaled by grow[row] first. The product is summed by itself before it is
 // added, so that its rounding goes by its own size; its order is that of the inner steps, whatever
 // the tile's height.
-template <typename Step, int kRows, typename Shape, Into kInto>
+// kUnrolled steps share a turn of the loop.
+template <typename Step, int kRows, typename Shape, Into kInto, int kUnrolled = 1>
 FILBERT_INLINE void multiply_tile(const typename Step::Element* a, int64_t a_row,
                                   const typename Step::Element* b, int64_t panel, int64_t inner,
                                   float* c, int64_t c_row, const float* grow) {
   constexpr int kColumns = Shape::kPanels * Shape::kVectors;
   VecF sum[kRows][kColumns] = {};
-  for (int64_t i = 0; i < inner; ++i) {
+  const auto add_step = [&](int64_t i) __attribute__((always_inline)) {
     typename Step::Vector step[kColumns];
 #pragma GCC unroll 8
     for (int j = 0; j < kColumns; ++j) {
@@ -44,6 +45,14 @@ FILBERT_INLINE void multiply_tile(const typename Step::Element* a, int64_t a_row
         sum[r][j] = Step::multiply_add(element, step[j], sum[r][j]);
       }
     }
+  };
+  int64_t i = 0;
+  for (; i + kUnrolled <= inner; i += kUnrolled) {
+#pragma GCC unroll 8
+    for (int u = 0; u < kUnrolled; ++u) add_step(i + u);
+  }
+  if constexpr (kUnrolled > 1) {
+    for (; i < inner; ++i) add_step(i);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
