@@ -58,7 +58,7 @@ bench: $(VENV)/.bench
 
 # On a machine with an NVIDIA GPU, with that machine's own python and CUDA PyTorch: no .venv, no
 # network. OUT or --out says where the report goes; FILBERT_LIBRARY_DIR names libraries built
-# elsewhere. ARGS="--only bench --resume" does a part of it, and nothing twice: docs/cuda.md.
+# elsewhere. ARGS="--only bench --resume" does a part of it, and nothing twice: docs/cuda/gpu_check.md.
 gpu-check:
 	PYTHONPATH=python$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m bench.gpu_check$(if $(ARGS), $(ARGS))
 
