@@ -148,7 +148,7 @@ def test_jsonl_and_parquet(place: Path, tmp_path: Path, capsys: pytest.CaptureFi
             "not allowed",
         ),
         (["embed", "m", "i.txt", "o.npy", "--pooling", "max"], "invalid choice: 'max'"),
-        (["embed", "m", "i.txt", "o.npy", "--dtype", "float16"], "invalid choice: 'float16'"),
+        (["embed", "m", "i.txt", "o.npy", "--dtype", "float64"], "invalid choice: 'float64'"),
         (["fly"], "invalid choice: 'fly'"),
     ],
 )
@@ -239,6 +239,7 @@ def test_info_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "info")
     assert code == 0
     assert filbert.__version__ in out
+    assert "float16   float32 rows: filbert linear_dense" in out
 
 
 def test_command_line_is_light() -> None:

@@ -112,6 +112,32 @@ def test_minilm_follows_its_own_recipe() -> None:
     assert rows[0] @ near > 0.6 > 0.3 > rows[0] @ far
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_an_embedding_is_the_same_bits_in_any_file(
+    job: EmbedJob, tmp_path: Path, dtype: str, pooling: str
+) -> None:
+    """Alone, in batches of any size, in another order, on another number of threads."""
+    job = replace(job, dtype=dtype, pooling=pooling)
+    texts = job.input.read_text(encoding="utf-8").splitlines()
+    run_job(replace(job, batch_tokens=400))
+    together = np.load(job.output)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if before > 1 else 2)
+    try:
+        order = [*range(39, -1, -2), *range(0, 40, 2)]
+        for name, chosen, batch_tokens in (("order", order, 90), ("alone", [7], 400)):
+            file = tmp_path / f"{name}.txt"
+            file.write_text("".join(f"{texts[i]}\n" for i in chosen), encoding="utf-8")
+            own = replace(
+                job, input=file, output=tmp_path / f"{name}.npy", batch_tokens=batch_tokens
+            )
+            run_job(own)
+            assert np.load(own.output).tobytes() == together[chosen].tobytes()
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_bfloat16_stays_close(job: EmbedJob) -> None:
     run_job(replace(job, normalize=True))
     other = replace(job, output=job.output.with_name("half.npy"), dtype="bfloat16", normalize=True)

@@ -15,7 +15,7 @@ from filbert import _load
 from filbert.nn import PackedLinear
 from filbert.nn.dense import backends
 from filbert.nn.dense import linear as dense
-from filbert.nn.dense.linear import gelu_kind, row_dtype
+from filbert.nn.dense.linear import choices, gelu_kind, row_dtype
 from tolerances import assert_close_to_native, assert_exact
 
 CPU = torch.device("cpu")
@@ -213,3 +213,15 @@ def test_activations_that_are_no_function_of_one_tensor():
     assert gelu_kind(lambda x: 1 / 0) is None
     assert gelu_kind(F.gelu) == "gelu"
     assert gelu_kind(nn.GELU("tanh")) == "gelu_tanh"
+
+
+def test_the_choice_is_printed_with_its_reasons(monkeypatch):
+    table = choices()
+    assert list(table) == ["float32", "bfloat16", "float16"]
+    for line in table.values():
+        assert "filbert linear_dense" in line
+        assert _load.isa() in line
+    assert "float16 weight" in table["float16"]
+    assert str(table).count("\n") == 2
+    monkeypatch.setitem(_load.missing, "ops", "left out by a test")
+    assert "not filbert: filbert's operators are not compiled here" in choices()["float32"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens kept of each text (default: what the folder says)",
     )
-    embed.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    embed.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     embed.add_argument(
         "--format", choices=["lines", "jsonl"], help="of INPUT (default: by its name)"
     )
@@ -114,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     report.add_argument("model", metavar="MODEL", type=Path, help="model folder on this disk")
-    report.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    report.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
 
     commands.add_parser(
         "info",
@@ -154,8 +155,11 @@ def _report(args: argparse.Namespace) -> int:
 
 def _info(args: argparse.Namespace) -> int:
     from ..info import info
+    from ..nn.dense.linear import choices
 
     print(info())
+    print("dense layers of a model, by the dtype of their weights:")
+    print(textwrap.indent(str(choices()), "  "))
     return 0
 
 

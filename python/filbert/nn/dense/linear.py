@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from ... import _load
 from ...refusals import has_tangent, refuse_gradient
-from .backends import GELU_FORMS, Norm, choose
+from .backends import BACKENDS, GELU_FORMS, Norm, choose
 from .weights import DenseWeights
 
-__all__ = ["PackedLinear", "gelu_kind", "row_dtype"]
+__all__ = ["Choices", "PackedLinear", "choices", "gelu_kind", "row_dtype"]
 
 
 @cache
@@ -308,3 +308,39 @@ class PackedLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, activation={self.activation}, kernel={self.kernel!r}"
         )
+
+
+class Choices(dict[str, str]):
+    """Result of :func:`choices`: a dict that prints as a table."""
+
+    def __str__(self) -> str:
+        width = max(map(len, self), default=0)
+        return "\n".join(f"{weight:<{width}}  {chosen}" for weight, chosen in self.items())
+
+
+def choices() -> Choices:
+    """What runs a dense layer on this CPU, and why, for a weight of each dtype.
+
+    The choice goes by dtypes and by what is built and loaded, and not by the shape of a weight or
+    the number of rows: the same library for any batch is what keeps a text's bits the same in all
+    of them.
+
+    Returns:
+        ``"float32"`` and so on to the rows' dtype, the kernel with its instruction set, the reason
+        it is taken, and what was passed over before it and why.
+    """
+    found = Choices()
+    cpu = torch.device("cpu")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        weight, rows = torch.zeros(16, 16, dtype=dtype), row_dtype(dtype, cpu)
+        backend, reason = choose(weight, rows)
+        against = [
+            f"not {kind.name}: {why}"
+            for kind in BACKENDS[: BACKENDS.index(type(backend))]
+            if (why := kind.why_not(weight, rows)) is not None
+        ]
+        isa = f", {_load.isa()}" if backend.name == "filbert" else ""
+        name = str(rows).removeprefix("torch.")
+        parts = [f"{name} rows: {backend.kernel}{isa}", reason, *against]
+        found[str(dtype).removeprefix("torch.")] = "; ".join(parts)
+    return found
