@@ -41,10 +41,9 @@ constexpr int kStripCols = kGemmPanels * kPanelCols;
 // fast, and their error is up to twice that of PyTorch's product.
 constexpr int64_t kBlockSteps = 128;
 
-// Steps in a turn of the loop. With 32 registers two of them share the loop's own instructions and
-// the pointers to rows, 3 % of the time; with four a few sums go through memory. With 16 registers
-// sums would, with two already.
-constexpr int kGemmUnrolled = FILBERT_VECTOR_BYTES == 64 ? 2 : 1;
+// Steps in a turn of the loop: two share the loop's own instructions and the pointers to rows, 1 to
+// 3 % of the time. With four some sums go through memory.
+constexpr int kGemmUnrolled = FILBERT_VECTOR_BYTES >= 32 ? 2 : 1;
 
 // Panels that one row reads side by side: as many independent sums as hide the latency.
 constexpr int kOneRowPanels = kPanelVectors <= 2 ? 4 : 2;
