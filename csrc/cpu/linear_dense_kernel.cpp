@@ -85,21 +85,21 @@ struct PairWeight {
 template <typename Step, int kRows, typename Shape, Into kInto>
 __attribute__((noinline)) void fixed_tile(const typename Step::Element* a, int64_t a_row,
                                           const typename Step::Element* b, int64_t panel,
-                                          int64_t inner, float* c, int64_t c_row) {
-  multiply_tile<Step, kRows, Shape, kInto, kGemmUnrolled>(a, a_row, b, panel, inner, c, c_row,
-                                                          nullptr);
+                                          int64_t inner, float* c, int64_t c_row, Ahead ahead) {
+  multiply_tile<Step, kRows, Shape, kInto, kGemmUnrolled, true>(a, a_row, b, panel, inner, c, c_row,
+                                                                nullptr, ahead);
 }
 
 template <typename Step, typename Shape, Into kInto>
 void tile_of(int64_t height, const typename Step::Element* a, int64_t a_row,
-             const typename Step::Element* b, int64_t panel, int64_t inner, float* c,
-             int64_t c_row) {
+             const typename Step::Element* b, int64_t panel, int64_t inner, float* c, int64_t c_row,
+             Ahead ahead) {
   switch (height) {
-#define FILBERT_TILE(h)                                                          \
-  case h:                                                                        \
-    if constexpr (h <= kGemmRows && (h == 1 || Shape::kPanels <= kGemmPanels)) { \
-      fixed_tile<Step, h, Shape, kInto>(a, a_row, b, panel, inner, c, c_row);    \
-    }                                                                            \
+#define FILBERT_TILE(h)                                                              \
+  case h:                                                                            \
+    if constexpr (h <= kGemmRows && (h == 1 || Shape::kPanels <= kGemmPanels)) {     \
+      fixed_tile<Step, h, Shape, kInto>(a, a_row, b, panel, inner, c, c_row, ahead); \
+    }                                                                                \
     break;
     FILBERT_TILE(1)
     FILBERT_TILE(2)
@@ -249,18 +249,22 @@ struct Block {
     }
   }
 
-  // Asks for share t of `tiles` of the next block of steps, to come to L2.
+  // How tile t of `tiles` asks for its share of the next block of steps in `turns` turns. Lines
+  // that its turns would leap over are asked for here.
   template <int kPanels>
-  static FILBERT_INLINE void fetch(const Stored* ahead, int64_t stored, int64_t t, int64_t tiles,
-                                   bool nothing) {
-    if (nothing) return;
-    constexpr int64_t kLines = kBlockSteps / kPerStored * kPanelCols * sizeof(Stored) / 64;
-    for (int p = 0; p < kPanels; ++p) {
-      const char* line = reinterpret_cast<const char*>(ahead + p * stored);
-      for (int64_t i = t * kLines / tiles; i < (t + 1) * kLines / tiles; ++i) {
-        __builtin_prefetch(line + i * 64, 0, 2);
+  static FILBERT_INLINE Ahead ahead_of(const Stored* next, int64_t stored, int64_t t, int64_t tiles,
+                                       int64_t turns) {
+    constexpr int64_t kBytes = kBlockSteps / kPerStored * kPanelCols * sizeof(Stored);
+    const char* at = reinterpret_cast<const char*>(next) + t * kBytes / tiles;
+    const int64_t panel = stored * sizeof(Stored), turn = (kBytes / tiles + turns - 1) / turns;
+    for (int64_t leapt = 64; leapt < turn; leapt += 64) {
+      for (int p = 0; p < kPanels; ++p) {
+        for (int64_t i = 0; i < turns; ++i) {
+          __builtin_prefetch(at + p * panel + i * turn + leapt, 0, 2);
+        }
       }
     }
+    return {at, panel, turn};
   }
 
   // Asks for the lines of the result that rows [begin, end) are about to be written to: while sums
@@ -301,11 +305,13 @@ struct Block {
       // What comes next is fetched while this is multiplied: a panel is one stream of memory, but
       // hardware prefetchers stop at every page of it, and between panels.
       const bool last = first + kBlockSteps >= args.inputs;
-      const Stored* ahead =
+      const bool nothing = last && panel + Shape::kPanels >= panels_end;
+      const int64_t turns = (steps + kGemmUnrolled - 1) / kGemmUnrolled;
+      const Stored* next =
           at + (last ? Shape::kPanels * stored : (first + kBlockSteps) / kPerStored * kPanelCols);
       for (int64_t t = 0; t < tiles; ++t) {
-        fetch<Shape::kPanels>(ahead, stored, t, tiles,
-                              last && panel + Shape::kPanels >= panels_end);
+        const Ahead ahead = nothing ? Ahead{reinterpret_cast<const char*>(b), 0, 0}
+                                    : ahead_of<Shape::kPanels>(next, stored, t, tiles, turns);
         if (last)
           claim(row_begin + t * count / tiles, row_begin + (t + 1) * count / tiles, panel,
                 Shape::kPanels);
@@ -314,9 +320,11 @@ struct Block {
         const Element* a_tile = a + begin * a_row + first / kStep;
         float* c = strip + begin * kCols;
         if (first == 0) {
-          tile_of<Step, Shape, Into::kSet>(height, a_tile, a_row, b, b_panel, steps, c, kCols);
+          tile_of<Step, Shape, Into::kSet>(height, a_tile, a_row, b, b_panel, steps, c, kCols,
+                                           ahead);
         } else {
-          tile_of<Step, Shape, Into::kAdd>(height, a_tile, a_row, b, b_panel, steps, c, kCols);
+          tile_of<Step, Shape, Into::kAdd>(height, a_tile, a_row, b, b_panel, steps, c, kCols,
+                                           ahead);
         }
       }
     }

@@ -19,15 +19,25 @@ struct PanelShape {
   static constexpr int kStride = kStepStride;
 };
 
+// Lines that a tile asks to come to L2, one of each panel in every turn of its loop: at `at`,
+// `panel` bytes apart, and `turn` bytes further the next time. Asked for all at once they would
+// take every place that a core has for lines under way, and it would wait.
+struct Ahead {
+  const char* at;
+  int64_t panel, turn;
+};
+
 // a: kRows rows of `inner` elements, a_row apart. c: kRows rows of the columns, c_row apart. With
 // kGrow what c held is scaled by grow[row] first. The product is summed by itself before it is
 // added, so that its rounding goes by its own size; its order is that of the inner steps, whatever
 // the tile's height.
-// kUnrolled steps share a turn of the loop.
-template <typename Step, int kRows, typename Shape, Into kInto, int kUnrolled = 1>
+// kUnrolled steps share a turn of the loop. With kAhead a turn also asks for a line of what comes
+// next.
+template <typename Step, int kRows, typename Shape, Into kInto, int kUnrolled = 1,
+          bool kAhead = false>
 FILBERT_INLINE void multiply_tile(const typename Step::Element* a, int64_t a_row,
                                   const typename Step::Element* b, int64_t panel, int64_t inner,
-                                  float* c, int64_t c_row, const float* grow) {
+                                  float* c, int64_t c_row, const float* grow, Ahead ahead = {}) {
   constexpr int kColumns = Shape::kPanels * Shape::kVectors;
   VecF sum[kRows][kColumns] = {};
   const auto add_step = [&](int64_t i) __attribute__((always_inline)) {
@@ -50,6 +60,13 @@ FILBERT_INLINE void multiply_tile(const typename Step::Element* a, int64_t a_row
   for (; i + kUnrolled <= inner; i += kUnrolled) {
 #pragma GCC unroll 8
     for (int u = 0; u < kUnrolled; ++u) add_step(i + u);
+    if constexpr (kAhead) {
+#pragma GCC unroll 8
+      for (int p = 0; p < Shape::kPanels; ++p) {
+        __builtin_prefetch(ahead.at + p * ahead.panel, 0, 2);
+      }
+      ahead.at += ahead.turn;
+    }
   }
   if constexpr (kUnrolled > 1) {
     for (; i < inner; ++i) add_step(i);
