@@ -98,7 +98,6 @@ def contestant(name: str, engine: Engine, setup: Setup) -> Contestant:
         run,
         lambda value: in_order(workload, *value),
         note=engine.note,
-        work=float(workload.tokens),
     )
 
 

@@ -37,8 +37,6 @@ class Contestant:
     result: Callable[[Any], Tensor]
     #: said in the table, such as a precision that the runtime chose by itself
     note: str = ""
-    #: work of one run, in the units of the case (tokens, flop, bytes moved)
-    work: float = 0.0
     #: untimed, before every run: restores what a run in place wrote over
     before: Callable[[], Any] | None = None
     #: seconds of the last run that was not measured; fills in as the contestant is checked

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_packed_encoder import packed
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from filbert.nn import EncoderLayer, PackedEncoder
 from filbert.packed.batch import PackedBatch
@@ -50,6 +51,19 @@ def test_a_hook_sees_every_call():
     hook.remove()
     layer(rows, batch)
     assert seen == [1]
+
+
+def test_a_hook_on_all_modules_sees_the_slots():
+    layer = packed().layers[0]
+    rows, batch = rows_of(packed(), [4])
+    layer(rows, batch)
+    seen = set()
+    hook = register_module_forward_hook(lambda module, *_: seen.add(module))
+    try:
+        layer(rows, batch)
+    finally:
+        hook.remove()
+    assert {layer.attention, layer.out, layer.feed_forward.up, layer.feed_forward.down} <= seen
 
 
 def test_another_filling_and_loaded_weights_are_used():

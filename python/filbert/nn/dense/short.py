@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks_of
 
 from ...packed.batch import PackedBatch
 from .attention import DenseAttention
@@ -62,6 +63,7 @@ class ShortPath:
         # The dicts themselves: a hook that is put on later is in one of them.
         passed = [m for m in modules if m is not layer]
         self._hooks = [h for m in passed for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self._hooks += [hooks_of._global_forward_hooks, hooks_of._global_forward_pre_hooks]
 
     @classmethod
     def of(cls, layer: Any) -> ShortPath | None:
