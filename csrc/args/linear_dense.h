@@ -1,10 +1,9 @@
 #pragma once
 
+#include "args/activation.h"
 #include "args/common.h"
 
 namespace filbert {
-
-enum class Activation : int32_t { kNone, kGelu, kGeluTanh, kRelu, kSilu };
 
 // How many outputs lie side by side in a packed weight.
 constexpr int64_t kDensePanel = 16;

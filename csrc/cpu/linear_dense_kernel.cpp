@@ -13,9 +13,9 @@
 // a block they are one chain, and blocks are added in their order. So a row's result is bitwise the
 // same for any number of rows, at any place, in any tile, and however the work is dealt out.
 #include "cpu/linear_dense_kernel.h"
+#include "cpu/gemm/epilogue.h"
 #include "cpu/gemm/shape.h"
 #include "cpu/gemm/tile.h"
-#include "cpu/simd/activations.h"
 #include "cpu/simd/half.h"
 #include "cpu/simd/simd.h"
 
@@ -116,70 +116,6 @@ void tile_of(int64_t height, const typename Step::Element* a, int64_t a_row,
 #undef FILBERT_TILE
   }
 }
-
-// ---- what follows the product
-
-template <typename T>
-struct Epilogue {
-  const LinearDenseArgs& args;
-  bool residual;  // added here; LayerNorm adds it itself
-
-  // The sums of one row's outputs from `column` on.
-  template <Activation kActivation>
-  FILBERT_INLINE void row(int64_t r, int64_t column, int64_t columns, const float* sums) const {
-    const T* bias = static_cast<const T*>(args.bias);
-    const T* add = static_cast<const T*>(args.residual) + r * args.residual_row;
-    T* out = static_cast<T*>(args.out) + r * args.outputs;
-    for (int64_t j = 0; j < columns; j += kLanes) {
-      const int64_t at = column + j, left = columns - j;
-      VecF value = load(sums + j);
-      if (left >= kLanes) {
-        if (bias) value += load(bias + at);
-        value = with<kActivation>(value);
-        if (residual) value += load(add + at);
-        store(out + at, value);
-      } else {
-        if (bias) value += load_first(bias + at, left);
-        value = with<kActivation>(value);
-        if (residual) value += load_first(add + at, left);
-        store_first(out + at, value, left);
-      }
-    }
-  }
-
-  template <Activation kActivation>
-  static FILBERT_INLINE VecF with(VecF v) {
-    if constexpr (kActivation == Activation::kGelu) return gelu_erf(v);
-    if constexpr (kActivation == Activation::kGeluTanh) return gelu_tanh(v);
-    if constexpr (kActivation == Activation::kRelu) return relu(v);
-    if constexpr (kActivation == Activation::kSilu) return silu(v);
-    return v;
-  }
-
-  template <Activation kActivation>
-  __attribute__((noinline)) void rows(int64_t begin, int64_t end, int64_t column, int64_t columns,
-                                      const float* strip, int64_t strip_row) const {
-    for (int64_t r = begin; r < end; ++r) {
-      row<kActivation>(r, column, columns, strip + (r - begin) * strip_row);
-    }
-  }
-
-  void operator()(int64_t begin, int64_t end, int64_t column, int64_t columns, const float* strip,
-                  int64_t strip_row) const {
-    switch (args.activation) {
-      case Activation::kNone:
-        return rows<Activation::kNone>(begin, end, column, columns, strip, strip_row);
-      case Activation::kGelu:
-        return rows<Activation::kGelu>(begin, end, column, columns, strip, strip_row);
-      case Activation::kGeluTanh:
-        return rows<Activation::kGeluTanh>(begin, end, column, columns, strip, strip_row);
-      case Activation::kRelu:
-        return rows<Activation::kRelu>(begin, end, column, columns, strip, strip_row);
-      case Activation::kSilu:
-        return rows<Activation::kSilu>(begin, end, column, columns, strip, strip_row);
-    }
-  }
-};
 
 // ---- a block of rows and panels
 
@@ -343,7 +279,13 @@ struct Block {
       a = reinterpret_cast<const Element*>(args.x) + row_begin * args.x_row;
       a_row = args.x_row;
     }
-    const Epilogue<T> finish{args, args.residual && !args.norm_weight};
+    const T* residual = static_cast<const T*>(args.norm_weight ? nullptr : args.residual);
+    const Epilogue<T, T, T> finish{static_cast<const T*>(args.bias),
+                                   residual ? residual + row_begin * args.residual_row : nullptr,
+                                   args.residual_row,
+                                   static_cast<T*>(args.out) + row_begin * args.outputs,
+                                   args.outputs,
+                                   args.activation};
     for (int64_t panel = panel_begin; panel < panel_end;) {
       int64_t taken = 1;
       if (count == 1 && panel + kOneRowPanels <= panel_end) {
@@ -357,7 +299,9 @@ struct Block {
       }
       const int64_t column = panel * kPanelCols, left = args.outputs - column;
       const int64_t columns = left < taken * kPanelCols ? left : taken * kPanelCols;
-      finish(row_begin, row_end, column, columns, strip, taken * kPanelCols);
+      finish(count, column, columns, [&](int64_t r) {
+        return [sums = strip + r * taken * kPanelCols](int64_t j) { return load(sums + j); };
+      });
       panel += taken;
     }
   }

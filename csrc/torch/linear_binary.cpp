@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "torch/shared/binary.h"
+#include "torch/shared/dtypes.h"
 #include "torch/shared/text.h"
 
 namespace filbert {
@@ -41,26 +42,6 @@ void read_operands(const Tensor& words, const Tensor& sums, const Tensor& weight
   check(step == 1 || step == 2, op, "step", step, "1 or 2", "step=2, low=-1 for inputs of +-1");
   check(low >= -16384 && low <= 16384, op, "low", low, "an integer from -16384 to 16384",
         "low=-1 for inputs of +-1");
-}
-
-DType dtype_named(const std::string& name, const char* op) {
-  if (name == "float32") return DType::kFloat32;
-  if (name == "bfloat16") return DType::kBFloat16;
-  check(kOnGpu && name == "float16", op, "dtype", name,
-        kOnGpu ? "float16, bfloat16 or float32" : "float32 or bfloat16 on the CPU",
-        "dtype=torch.float32");
-  return DType::kFloat16;
-}
-
-ScalarType scalar_type_of(DType dtype) {
-  switch (dtype) {
-    case DType::kBFloat16:
-      return ScalarType::BFloat16;
-    case DType::kFloat16:
-      return ScalarType::Half;
-    default:
-      return ScalarType::Float;
-  }
 }
 
 Tensor linear_binary(Tensor words, Tensor sums, Tensor weight, Tensor totals, Tensor alpha,

@@ -1,6 +1,8 @@
 // A CPU operator alone: on CUDA dense products are cuBLASLt's.
 #include "args/linear_dense.h"
 
+#include "torch/shared/activation.h"
+#include "torch/shared/capacity.h"
 #include "torch/shared/device.h"
 #include "torch/shared/text.h"
 
@@ -8,17 +10,6 @@ namespace filbert {
 namespace {
 
 constexpr const char* kOp = "linear_dense";
-
-Activation activation_of(const std::string& name) {
-  if (name == "none") return Activation::kNone;
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "gelu_tanh") return Activation::kGeluTanh;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "silu") return Activation::kSilu;
-  check(false, kOp, "activation", name.c_str(), "none, gelu, gelu_tanh, relu or silu",
-        "applying any other to the result");
-  return Activation::kNone;
-}
 
 DType weight_dtype_of(const Tensor& weight, DType rows) {
   const ScalarType type = weight.scalar_type();
@@ -55,14 +46,6 @@ void check_rows(const Tensor& t, const char* name, int64_t width) {
         "tensor.flatten(0, -2).contiguous()");
 }
 
-// How many rows there is memory for where `rows` are asked for: one of 8 sizes to an octave. Packed
-// batches have any number of rows, and an allocator that sees hundreds of sizes keeps ever more.
-int64_t capacity_of(int64_t rows) {
-  int64_t step = 4;
-  while (16 * step < rows) step *= 2;
-  return (rows + step - 1) / step * step;
-}
-
 Tensor linear_dense(Tensor x, Tensor weight, int64_t outputs, std::optional<Tensor> bias,
                     StringHandle activation_text, std::optional<Tensor> residual,
                     std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
@@ -79,7 +62,7 @@ Tensor linear_dense(Tensor x, Tensor weight, int64_t outputs, std::optional<Tens
   args.outputs = outputs;
   check_packed(weight, args.weight_dtype, args.inputs, outputs);
   if (bias) check_vector(*bias, outputs, x, kOp, "bias");
-  args.activation = activation_of(activation);
+  args.activation = activation_of(activation, kOp);
   if (residual) {
     check_like(*residual, x, kOp, "residual");
     check_rows(*residual, "residual", outputs);
@@ -96,9 +79,7 @@ Tensor linear_dense(Tensor x, Tensor weight, int64_t outputs, std::optional<Tens
   }
   args.eps = static_cast<float>(eps);
   args.x_row = x.stride(0);
-  const int64_t capacity = capacity_of(args.rows);
-  Tensor out = torch::stable::new_empty(x, {capacity, outputs});
-  if (capacity != args.rows) out = torch::stable::narrow(out, 0, 0, args.rows);
+  Tensor out = empty_rows(x, args.rows, outputs, x.scalar_type());
   if (args.rows == 0 || outputs == 0) return out;
   Call call(x);
   args.x = call.read(x);
