@@ -25,7 +25,11 @@ FILBERT_LIBRARY(m) {
       "norm_residual(Tensor x, Tensor? bias, Tensor? residual, Tensor weight, Tensor beta, float "
       "eps) "
       "-> Tensor");
-  // the same, written over x
+  // the same with codes [T,N], scale and zero [T] of the result
+  m.def(
+      "norm_residual_codes(Tensor x, Tensor? bias, Tensor? residual, Tensor weight, Tensor beta, "
+      "float eps) -> (Tensor rows, Tensor codes, Tensor scale, Tensor zero)");
+  // the same without codes, written over x
   m.def(
       "norm_residual_(Tensor(a!) x, Tensor? bias, Tensor? residual, Tensor weight, Tensor beta, "
       "float eps) "
@@ -41,6 +45,11 @@ FILBERT_LIBRARY(m) {
       "linear_dense(Tensor x, Tensor weight, SymInt outputs, Tensor? bias=None, str "
       "activation='none', Tensor? residual=None, Tensor? norm_weight=None, Tensor? "
       "norm_bias=None, float eps=0.0) -> Tensor");
+
+  // x [T,K], scale and zero [1] -> codes [T,K] of 8 bits, scale and zero [T]
+  m.def(
+      "quantize_rows(Tensor x, Tensor? scale=None, Tensor? zero=None) -> (Tensor codes, Tensor "
+      "scale, Tensor zero)");
 
   // x [R,N] of any dtype, index [T] -> [T,N]
   m.def("gather_rows(Tensor x, Tensor index) -> Tensor");

@@ -31,7 +31,7 @@ REGISTERS = {
     r"attn_varlen_kernel": 255,
     r"attn_varlen_f32_kernel": 168,
     r"attn_tiles_kernel": 64,
-    r"norm_residual_kernel<(fp16|bf16), [123]>": 128,
+    r"norm_residual_kernel<(fp16|bf16), [123], (true|false)>": 128,
     r"norm_residual_kernel": 255,
     r"norm_residual_(wide|unaligned)_kernel": 96,
     r"bias_gelu_(any_)?kernel": 64,
@@ -40,6 +40,7 @@ REGISTERS = {
     r"linear_(popcount|binary_sums)_kernel": 64,
     r"attn_binary_kernel": 168,
     r"pack_bits_kernel": 64,
+    r"quantize_rows_kernel": 64,
 }
 
 
@@ -57,7 +58,7 @@ class Kernel:
     def name(self) -> str:
         """``attn_varlen_kernel<fp16, 64, false>``, from the mangled name."""
         for name in re.findall(
-            r"\d((?:attn|norm|bias|gather|linear|pack)\w*?_kernel)", self.mangled
+            r"\d((?:attn|norm|bias|gather|linear|pack|quantize)\w*?_kernel)", self.mangled
         ):
             rest = self.mangled.partition(name)[2]
             values = re.findall(r"\d(fp16|bf16|Bit)E|Li(\d+)E|Lb([01])E", rest)

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "args/common.h"
+#include "args/quantize_rows.h"
 
 namespace filbert {
 
@@ -13,6 +14,7 @@ struct NormResidualArgs {
   const void* weight;    // [N]
   const void* beta;      // [N]
   void* out;             // [T, N], may be x
+  QuantizedRows codes;   // [T, N] of the float32 results; null codes: not wanted
   int64_t x_row;         // stride of x
   int64_t residual_row;  // stride of residual
   int64_t out_row;       // stride of out

@@ -4,6 +4,7 @@
 // L1, where the mean, then the variance about that mean, then the result are taken from it. A row
 // is read to its end before it is written, so the result may take the place of x.
 #include "cpu/norm_residual_kernel.h"
+#include "cpu/simd/quantize.h"
 #include "cpu/simd/simd.h"
 
 namespace filbert {
@@ -78,9 +79,13 @@ struct Row {
     return about_first > shift * shift ? about_first - shift * shift : 0.0f;
   }
 
+  // With kKeep the results take the place of the sum, too.
+  template <bool kKeep>
   FILBERT_INLINE void write(float mean, float rstd) const {
     const auto at = [&](int64_t i) {
-      return (load(sum + i) - mean) * rstd * load(weight + i) + load(beta + i);
+      const VecF value = (load(sum + i) - mean) * rstd * load(weight + i) + load(beta + i);
+      if (kKeep) store(sum + i, value);
+      return value;
     };
     for (int64_t i = 0; i < whole; i += kLanes) store(out + i, at(i));
     if (whole < width) store_first(out + whole, at(whole), width - whole);
@@ -119,7 +124,16 @@ void rows(const NormResidualArgs& args, int64_t begin, int64_t end, float* scrat
     row.out = static_cast<T*>(args.out) + r * args.out_row;
     float mean = row.add_up();
     const float variance = row.variance(mean);
-    row.write(mean, 1.0f / __builtin_sqrtf(variance + args.eps));
+    const float rstd = 1.0f / __builtin_sqrtf(variance + args.eps);
+    if (args.codes.codes) {
+      row.template write<true>(mean, rstd);
+      const RowScale by =
+          quantize_row(row.sum, args.width, args.codes.codes + r * args.codes.codes_row);
+      args.codes.scale[r] = by.scale;
+      args.codes.zero[r] = by.zero;
+    } else {
+      row.template write<false>(mean, rstd);
+    }
   }
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "args/norm_residual.h"
+#include "cuda/device/quantize.cuh"
 #include "cuda/device/rows.cuh"
 
 namespace filbert {
@@ -62,8 +63,8 @@ __device__ __forceinline__ float normalised(float value, const Moments& m, float
   return fmaf(multiply_rn(value - m.mean, m.rstd), weight, beta);
 }
 
-// Width: a multiple of 8, at most kPieces * 256.
-template <typename T, int kPieces>
+// Width: a multiple of 8, at most kPieces * 256. kCodes: codes of the results are written too.
+template <typename T, int kPieces, bool kCodes>
 __global__ void __launch_bounds__(32 * kNormWarps, kNormBlocks<T, kPieces>)
     norm_residual_kernel(const __grid_constant__ NormResidualArgs args) {
   const int lane = threadIdx.x % 32, width = static_cast<int>(args.width);
@@ -119,19 +120,31 @@ __global__ void __launch_bounds__(32 * kNormWarps, kNormBlocks<T, kPieces>)
     }
     const Moments m = sums.moments_about(mean, width, args.eps);
     T* out = static_cast<T*>(args.out) + row * args.out_row;
+    RowRange range;
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) {
 #pragma unroll
       for (int i = 0; i < kEight; ++i) {
         values[p][i] = normalised(values[p][i], m, weight[p][i], beta[p][i]);
+        if (kCodes && inside[p]) range.add(values[p][i]);
       }
       if (inside[p]) store_eight(out + at[p], values[p]);
+    }
+    if constexpr (kCodes) {
+      const RowCodes codes(args.codes, row, range, lane);
+#pragma unroll
+      for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+        for (int i = 0; i < kEight; ++i) {
+          if (inside[p]) codes.write(at[p] + i, values[p][i]);
+        }
+      }
     }
   }
 }
 
 // Width: at most 1024; any alignment.
-template <typename T>
+template <typename T, bool kCodes>
 __global__ void __launch_bounds__(32 * kNormWarps)
     norm_residual_unaligned_kernel(const __grid_constant__ NormResidualArgs args) {
   constexpr int kPieces = 4;
@@ -168,14 +181,27 @@ __global__ void __launch_bounds__(32 * kNormWarps)
     }
     const Moments m = sums.moments_about(mean, width, args.eps);
     T* out = static_cast<T*>(args.out) + row * args.out_row;
+    RowRange range;
 #pragma unroll
     for (int p = 0; p < kPieces; ++p) {
 #pragma unroll
       for (int i = 0; i < kEight; ++i) {
         const int at = (p * 32 + lane) * kEight + i;
         if (at >= width) continue;
-        out[at] =
-            from_float<T>(normalised(values[p][i], m, to_float(weight[at]), to_float(beta[at])));
+        values[p][i] = normalised(values[p][i], m, to_float(weight[at]), to_float(beta[at]));
+        if (kCodes) range.add(values[p][i]);
+        out[at] = from_float<T>(values[p][i]);
+      }
+    }
+    if constexpr (kCodes) {
+      const RowCodes codes(args.codes, row, range, lane);
+#pragma unroll
+      for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+        for (int i = 0; i < kEight; ++i) {
+          const int at = (p * 32 + lane) * kEight + i;
+          if (at < width) codes.write(at, values[p][i]);
+        }
       }
     }
   }
@@ -193,7 +219,23 @@ __device__ __forceinline__ float sum_over_block(float x, float* scratch) {
   return total;
 }
 
-template <typename T>
+// The range of the whole block's values, in every thread. `scratch` holds two floats for each warp.
+__device__ __forceinline__ RowRange range_over_block(RowRange range, float* scratch) {
+  constexpr int kWarps = kNormThreads / 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  range.over_warp();
+  __syncthreads();  // what lay there has been read
+  if (lane == 0) {
+    scratch[warp] = range.bad ? NAN : range.low;
+    scratch[kWarps + warp] = range.high;
+  }
+  __syncthreads();
+  RowRange all;
+  for (int w = 0; w < kWarps; ++w) all.add(scratch[w]), all.add(scratch[kWarps + w]);
+  return all;
+}
+
+template <typename T, bool kCodes>
 __global__ void __launch_bounds__(kNormThreads)
     norm_residual_wide_kernel(const __grid_constant__ NormResidualArgs args) {
   float* scratch = reinterpret_cast<float*>(shared_memory());
@@ -224,9 +266,18 @@ __global__ void __launch_bounds__(kNormThreads)
     const Moments m =
         moments(mean, all_squares, sum_over_block(deviations, scratch), width, args.eps);
     T* out = static_cast<T*>(args.out) + row * args.out_row;
+    const auto result = [&](int64_t i) {
+      return normalised(value(i), m, to_float(weight[i]), to_float(beta[i]));
+    };
+    // Codes come first: the results may take the place of x.
+    if constexpr (kCodes) {
+      RowRange range;
+      for (int64_t i = threadIdx.x; i < args.width; i += kNormThreads) range.add(result(i));
+      const RowCodes codes(args.codes, row, range_over_block(range, scratch), threadIdx.x);
+      for (int64_t i = threadIdx.x; i < args.width; i += kNormThreads) codes.write(i, result(i));
+    }
     for (int64_t i = threadIdx.x; i < args.width; i += kNormThreads) {
-      out[i] = from_float<T>(
-          fmaf(multiply_rn(value(i) - m.mean, m.rstd), to_float(weight[i]), to_float(beta[i])));
+      out[i] = from_float<T>(result(i));
     }
   }
 }

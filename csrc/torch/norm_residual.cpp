@@ -1,6 +1,8 @@
 #include "args/norm_residual.h"
 
-#include "torch/shared/device.h"
+#include <tuple>
+
+#include "torch/shared/codes.h"
 
 namespace filbert {
 namespace {
@@ -10,10 +12,11 @@ void check_rows(const char* op, const Tensor& t, const char* name) {
         "[T, N] with contiguous rows", "tensor.flatten(0, -2).contiguous()");
 }
 
-// LayerNorm(x + bias + residual) into a new tensor, or over x where none is asked for.
+// LayerNorm(x + bias + residual) into a new tensor, or over x where none is asked for; its codes
+// too where they are.
 void run_norm(const char* op, const Tensor& x, const std::optional<Tensor>& bias,
               const std::optional<Tensor>& residual, const Tensor& weight, const Tensor& beta,
-              double eps, Tensor* fresh) {
+              double eps, Tensor* fresh, CodeTensors* codes = nullptr) {
   NormResidualArgs args{};
   args.dtype = dtype_of(x, op, "x");
   check_rows(op, x, "x");
@@ -52,6 +55,7 @@ void run_norm(const char* op, const Tensor& x, const std::optional<Tensor>& bias
     args.out = call.write(*fresh);
     args.out_row = fresh->stride(0);
   }
+  if (codes) args.codes = codes->write(call);
   FILBERT_RUN(norm_residual, args, call);
   call.finish();
 }
@@ -61,6 +65,19 @@ Tensor norm_residual(Tensor x, std::optional<Tensor> bias, std::optional<Tensor>
   Tensor out = x;
   run_norm("norm_residual", x, bias, residual, weight, beta, eps, &out);
   return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_residual_codes(Tensor x, std::optional<Tensor> bias,
+                                                               std::optional<Tensor> residual,
+                                                               Tensor weight, Tensor beta,
+                                                               double eps) {
+  constexpr const char* kOp = "norm_residual_codes";
+  check_rows(kOp, x, "x");
+  CodeTensors codes(x, x.size(0), x.size(1));
+  if (x.size(1) == 0) torch::stable::zero_(codes.scale), torch::stable::zero_(codes.zero);
+  Tensor out = x;
+  run_norm(kOp, x, bias, residual, weight, beta, eps, &out, &codes);
+  return {out, codes.codes, codes.scale, codes.zero};
 }
 
 void norm_residual_(Tensor x, std::optional<Tensor> bias, std::optional<Tensor> residual,
@@ -73,5 +90,6 @@ void norm_residual_(Tensor x, std::optional<Tensor> bias, std::optional<Tensor> 
 
 FILBERT_LIBRARY_IMPL(m) {
   m.impl("norm_residual", TORCH_BOX(&filbert::norm_residual));
+  m.impl("norm_residual_codes", TORCH_BOX(&filbert::norm_residual_codes));
   m.impl("norm_residual_", TORCH_BOX(&filbert::norm_residual_));
 }

@@ -28,6 +28,7 @@ from .ops import (
     pack_bits,
     pack_codes,
     pack_dense,
+    quantize_rows,
     softmax_table,
     unpack_dense,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "pack_bits",
     "pack_codes",
     "pack_dense",
+    "quantize_rows",
     "report",
     "revert",
     "softmax_table",

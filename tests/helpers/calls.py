@@ -30,6 +30,7 @@ CALLS = {
     ),
     "norm_residual": lambda: (ops.norm_residual, norm_operands(), {"eps": 1e-5}),
     "norm_residual_": lambda: (ops.norm_residual_, norm_operands(), {"eps": 1e-5}),
+    "norm_residual_codes": lambda: (ops.norm_residual_codes, norm_operands(), {"eps": 1e-5}),
     "bias_gelu_": lambda: (ops.bias_gelu_, {"x": normal(5, 8), "bias": normal(8)}, {}),
     "gather_rows": lambda: (ops.gather_rows, {"x": normal(5, 8)}, {"index": torch.arange(3)}),
     "pack_bits": lambda: (ops.pack_bits, {"x": normal(5, 8), "threshold": normal(8)}, {}),
@@ -47,6 +48,11 @@ CALLS = {
         {"alpha": normal(8), "bias": normal(8), "scale": normal(5), "residual": normal(5, 8),
          "norm_weight": normal(8), "norm_bias": normal(8)},
         {"words": WORDS, "sums": SUMS, "weight": TILES, "totals": TOTALS},
+    ),
+    "quantize_rows": lambda: (
+        ops.quantize_rows,
+        {"x": normal(5, 8), "scale": normal(1).abs()},
+        {"zero": torch.zeros(1, dtype=torch.int32)},
     ),
     # integers only, which cannot require a gradient
     "attn_tiles": lambda: (

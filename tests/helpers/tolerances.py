@@ -7,8 +7,12 @@ float64 answer is at most twice the error of the same computation in PyTorch at 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from filbert.ops._quantize_rows import reference_quantize_rows
 
 
 def assert_exact(ours: Tensor, expected: Tensor) -> None:
@@ -66,3 +70,19 @@ def assert_cosine(ours: Tensor, exact: Tensor, at_least: float) -> None:
         ours.double().flatten(), exact.double().flatten(), dim=0
     )
     assert float(cosine) >= at_least, f"cosine {float(cosine):.6f} is below {at_least}"
+
+
+def assert_codes(ours: Sequence[Tensor], wide: Tensor) -> None:
+    """``ours`` are codes, scale and zero of ``wide``, of which the kernel has its own last bits."""
+    codes, scale, zero = ours
+    assert codes.shape == wide.shape
+    if wide.numel() == 0:
+        return
+    theirs, their_scale, their_zero = reference_quantize_rows(wide)
+    assert torch.allclose(scale, their_scale, rtol=1e-5, equal_nan=True)
+    assert int((zero - their_zero).abs().max()) <= 1
+    back = scale[:, None] * (codes.float() - zero[:, None])
+    known = their_scale[:, None] * (theirs.float() - their_zero[:, None])
+    # Half of a step each way where a number lies between two codes, and a moved zero.
+    assert bool(((back - known).abs() <= 1.01 * their_scale[:, None]).all())
+    assert float((codes != theirs).float().mean()) < 0.02

@@ -7,9 +7,10 @@ import torch
 
 from cases import DTYPES, normal
 from filbert import norm_residual, norm_residual_
+from filbert.ops import norm_residual_codes
 from filbert.ops._norm_residual import reference_norm_residual
 from filbert.ops.shared import calling
-from tolerances import assert_close_to_native, assert_exact
+from tolerances import assert_close_to_native, assert_codes, assert_exact
 
 SHAPES = [(0, 8), (1, 1), (3, 7), (5, 16), (2, 33), (9, 384), (130, 768), (4, 1031)]
 
@@ -46,6 +47,23 @@ def test_shapes(backend, dtype, shape):
 @pytest.mark.parametrize("residual", [False, True], ids=["noresidual", "residual"])
 def test_absent_operands(backend, bias, residual):
     check(operands(6, 100, torch.float32, bias, residual))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_codes_of_the_result(backend, dtype, shape):
+    args = operands(*shape, dtype)
+    ours, *codes = norm_residual_codes(*args, 1e-5)
+    assert_exact(ours, norm_residual(*args, 1e-5))
+    assert_codes(codes, reference_norm_residual(args[0].float(), *args[1:], 1e-5))
+
+
+def test_codes_of_a_bad_row(backend):
+    for width in (40, 100, 1500):
+        args = operands(9, width, torch.float32)
+        args[0][4, width - 1] = torch.nan
+        _, _, scale, _ = norm_residual_codes(*args, 1e-5)
+        assert scale.isnan().nonzero().flatten().tolist() == [4]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -14,6 +14,15 @@
 
 #define FILBERT_INLINE inline __attribute__((always_inline))
 
+// An operand of asm that is read and written, in a vector register.
+#if defined(__AVX512F__)
+#define FILBERT_VECTOR_REGISTER(v) "+v"(v)
+#elif defined(__aarch64__)
+#define FILBERT_VECTOR_REGISTER(v) "+w"(v)
+#else
+#define FILBERT_VECTOR_REGISTER(v) "+x"(v)
+#endif
+
 #if !defined(FILBERT_VECTOR_BYTES)
 #if defined(__AVX512F__)
 #define FILBERT_VECTOR_BYTES 64
@@ -140,6 +149,14 @@ FILBERT_INLINE float to_float(bf16 s) {
   float value;
   __builtin_memcpy(&value, &bits, 4);
   return value;
+}
+
+// v rounded here and now: no part of a fused multiply-add, where there are such.
+FILBERT_INLINE VecF rounded(VecF v) {
+#if defined(__FMA__) || defined(__aarch64__)
+  asm("" : FILBERT_VECTOR_REGISTER(v));
+#endif
+  return v;
 }
 
 FILBERT_INLINE VecF max(VecF a, VecF b) { return a > b ? a : b; }

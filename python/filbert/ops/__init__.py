@@ -18,8 +18,9 @@ from ._bias_gelu import bias_gelu_
 from ._gather_rows import gather_rows
 from ._linear_binary import linear_binary, linear_binary_bits
 from ._linear_dense import linear_dense, pack_dense, unpack_dense
-from ._norm_residual import norm_residual, norm_residual_
+from ._norm_residual import norm_residual, norm_residual_, norm_residual_codes
 from ._pack_bits import pack_bits, pack_codes
+from ._quantize_rows import quantize_rows
 from .shared.operator import register_namespace
 
 __all__ = [
@@ -34,9 +35,11 @@ __all__ = [
     "linear_dense",
     "norm_residual",
     "norm_residual_",
+    "norm_residual_codes",
     "pack_bits",
     "pack_codes",
     "pack_dense",
+    "quantize_rows",
     "softmax_table",
     "unpack_dense",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._quantize_rows import codes_like, reference_quantize_rows
 from .shared import calling
 from .shared.dtypes import wide_dtype
 from .shared.operator import Operator, register
@@ -45,6 +46,31 @@ def norm_residual(
         )
         return reference_norm_residual(x, bias, residual, weight, beta, eps)
     return calling.kernels().norm_residual(x, bias, residual, weight, beta, eps)
+
+
+def norm_residual_codes(
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    weight: Tensor,
+    beta: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`norm_residual`, and 8-bit codes of its result while a row is in the cache.
+
+    Arguments and errors as there.
+
+    Returns:
+        What :func:`norm_residual` returns, then ``codes`` uint8 ``[T, N]``, ``scale`` float32
+        ``[T]`` and ``zero`` int32 ``[T]`` of it before it is rounded to 16 bits, as from
+        :func:`quantize_rows`.
+    """
+    if not calling.compiled("norm_residual_codes", x):
+        calling.one_device(
+            "norm_residual_codes", x, bias=bias, residual=residual, weight=weight, beta=beta
+        )
+        return reference_norm_residual_codes(x, bias, residual, weight, beta, eps)
+    return calling.kernels().norm_residual_codes(x, bias, residual, weight, beta, eps)
 
 
 def norm_residual_(
@@ -88,6 +114,26 @@ def reference_norm_residual(
     return (centred * (variance + eps).rsqrt() * weight.to(wide) + beta.to(wide)).to(x.dtype)
 
 
+def reference_norm_residual_codes(
+    x: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    weight: Tensor,
+    beta: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Meaning of :func:`filbert.ops.norm_residual_codes`."""
+    wide = reference_norm_residual(x.to(wide_dtype(x.dtype)), bias, residual, weight, beta, eps)
+    return wide.to(x.dtype), *reference_quantize_rows(wide)
+
+
+def _fake_norm_residual_codes(x, bias, residual, weight, beta, eps):
+    calling.one_device(
+        "norm_residual_codes", x, bias=bias, residual=residual, weight=weight, beta=beta
+    )
+    return _fake_norm_residual(x, bias, residual, weight, beta, eps), *codes_like(x, *x.shape)
+
+
 def _fake_norm_residual(x, bias, residual, weight, beta, eps):
     calling.one_device("norm_residual", x, bias=bias, residual=residual, weight=weight, beta=beta)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -110,6 +156,13 @@ register(
         "bias + residual + LayerNorm",
         fake=_fake_norm_residual,
         reference=reference_norm_residual,
+        explain=_explain_norm_residual,
+    ),
+    Operator(
+        "norm_residual_codes",
+        "the same, with codes of its result",
+        fake=_fake_norm_residual_codes,
+        reference=reference_norm_residual_codes,
         explain=_explain_norm_residual,
     ),
     Operator(
