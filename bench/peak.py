@@ -102,7 +102,7 @@ def _width() -> int:
     from filbert import _load
 
     isa = _load.isa()
-    return 2 if isa.startswith("avx512") else 1 if isa == "avx2" else 0
+    return 2 if isa.startswith("avx512") else 1 if isa.startswith("avx2") else 0
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,16 @@ set(FILBERT_ISA_avx512_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -m
 set(FILBERT_ISA_avx512_bf16_FLAGS ${FILBERT_ISA_avx512_FLAGS} -mavx512bf16)
 # Population counts of whole vectors, for the kernels over bits; the others gain nothing from it.
 set(FILBERT_ISA_avx512_vpopcnt_FLAGS ${FILBERT_ISA_avx512_FLAGS} -mavx512vpopcntdq)
+# Four products of bytes and their sum in one instruction, for the kernels over bytes.
+set(FILBERT_ISA_avx512_vnni_FLAGS ${FILBERT_ISA_avx512_FLAGS} -mavx512vnni)
+set(FILBERT_ISA_avx2_vnni_FLAGS ${FILBERT_ISA_avx2_FLAGS} -mavxvnni)
 # 512-bit vectors and bf16 pairs spelled in portable code: the tests of the widest kernels run on
 # processors that do not have them.
 set(FILBERT_ISA_emulated_FLAGS -DFILBERT_VECTOR_BYTES=64 -DFILBERT_TILE_ROWS=12 -DFILBERT_BF16_PAIRS=1)
 
 set(FILBERT_ISAS base)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
-  list(APPEND FILBERT_ISAS avx2 avx512 avx512_bf16 avx512_vpopcnt)
+  list(APPEND FILBERT_ISAS avx2 avx2_vnni avx512 avx512_bf16 avx512_vpopcnt avx512_vnni)
 endif()
 if(FILBERT_EMULATED_ISA)
   list(APPEND FILBERT_ISAS emulated)

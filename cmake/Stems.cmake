@@ -11,6 +11,7 @@
 
 set(FILBERT_FLOAT_COPIES emulated base avx2 avx512 avx512_bf16)
 set(FILBERT_BIT_COPIES emulated base avx2 avx512 avx512_vpopcnt)
+set(FILBERT_BYTE_COPIES emulated base avx2 avx2_vnni avx512 avx512_vnni)
 
 # Appends those of the files that are there to a list.
 function(filbert_append list)
@@ -45,6 +46,7 @@ filbert_stem(bias_gelu)
 filbert_stem(gather_rows)
 filbert_stem(linear_binary COPIES ${FILBERT_BIT_COPIES})
 filbert_stem(linear_dense)
+filbert_stem(linear_grouped COPIES ${FILBERT_BYTE_COPIES})
 filbert_stem(norm_residual)
 filbert_stem(pack_bits COPIES ${FILBERT_BIT_COPIES})
 filbert_stem(quantize_rows)

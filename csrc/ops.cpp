@@ -51,6 +51,23 @@ FILBERT_LIBRARY(m) {
       "quantize_rows(Tensor x, Tensor? scale=None, Tensor? zero=None) -> (Tensor codes, Tensor "
       "scale, Tensor zero)");
 
+  // x [T,K] of numbers, or of codes with x_scale and x_zero [T]; weight [ceil(N/16),ceil(K/32),64
+  // bits], scale, totals and bias [N], multiplier and offset [ceil(N/16),G,16], residual [T,N] ->
+  // [T,N]; see args/linear_grouped.h
+  m.def(
+      "linear_grouped(Tensor x, Tensor weight, Tensor scale, Tensor totals, int bits, Tensor? "
+      "x_scale=None, Tensor? x_zero=None, Tensor? multiplier=None, Tensor? offset=None, Tensor? "
+      "bias=None, str activation='none', Tensor? residual=None, Tensor? norm_weight=None, Tensor? "
+      "norm_bias=None, float eps=0.0, str dtype='float32') -> Tensor");
+  // the same with codes [T,N], scale and zero [T] of the result; rows [T,N] with a norm, else [0,N]
+  m.def(
+      "linear_grouped_codes(Tensor x, Tensor weight, Tensor scale, Tensor totals, int bits, "
+      "Tensor? "
+      "x_scale=None, Tensor? x_zero=None, Tensor? multiplier=None, Tensor? offset=None, Tensor? "
+      "bias=None, str activation='none', Tensor? residual=None, Tensor? norm_weight=None, Tensor? "
+      "norm_bias=None, float eps=0.0, str dtype='float32') -> (Tensor rows, Tensor codes, Tensor "
+      "scale, Tensor zero)");
+
   // x [R,N] of any dtype, index [T] -> [T,N]
   m.def("gather_rows(Tensor x, Tensor index) -> Tensor");
 

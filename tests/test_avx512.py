@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "tests" / "avx512"
-GOOD = ["gelu avx512 ok", "gelu avx512_vpopcnt ok", "kernel_check: exit 0"]
+EMULATED = ["avx512", "avx512_vpopcnt", "avx512_vnni"]
+NEWEST = "avx512_bf16 avx512_vpopcnt avx512_vnni avx512 avx2_vnni avx2"
+GOOD = [*(f"gelu {copy} ok" for copy in EMULATED), "kernel_check: exit 0"]
 
 
 def test_every_kernel_has_cases():
@@ -61,15 +63,15 @@ def test_without_an_emulator(run, build, monkeypatch, capsys):
     monkeypatch.setattr("machine.provide", lambda folder: "bochs missing")
     assert run.main([str(build)]) == 1
     assert run.main([str(build), "--if-possible"]) == 0
-    assert "NOT RUN: avx512, avx512_vpopcnt: bochs missing" in capsys.readouterr().out
+    assert f"NOT RUN: {', '.join(EMULATED)}: bochs missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("native", "more", "expected"),
     [
-        ("avx512_bf16 avx512_vpopcnt avx512 avx2", [], None),
-        ("avx512_bf16 avx512_vpopcnt avx512 avx2", ["--emulate"], ["avx512", "avx512_vpopcnt"]),
-        ("avx512 avx2", [], ["avx512_vpopcnt"]),
+        (NEWEST, [], None),
+        (NEWEST, ["--emulate"], EMULATED),
+        ("avx512 avx2", [], ["avx512_vpopcnt", "avx512_vnni"]),
     ],
 )
 def test_what_the_processor_has_is_not_emulated(run, build, monkeypatch, native, more, expected):

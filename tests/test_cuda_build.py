@@ -41,6 +41,9 @@ REGISTERS = {
     r"attn_binary_kernel": 168,
     r"pack_bits_kernel": 64,
     r"quantize_rows_kernel": 64,
+    r"linear_grouped_kernel<4, 2, 2, 4, \d, false>": 128,
+    r"linear_grouped_kernel<2, 2, 1, 2, .*>": 96,
+    r"linear_grouped_few_kernel": 64,
 }
 
 
@@ -100,6 +103,11 @@ def test_every_kernel_was_compiled_for_every_architecture():
     for tiling in ("2, 4, 4, 2", "1, 4, 2, 1"):
         for out in ("Bit", "fp16", "bf16"):
             assert f"linear_binary_kernel<{tiling}, {out}>" in by_name
+    for bits in (2, 3, 4, 6, 8):
+        for scaled in ("false", "true"):
+            for tiling in ("4, 2, 2, 4", "2, 2, 1, 2"):
+                assert f"linear_grouped_kernel<{tiling}, {bits}, {scaled}>" in by_name
+            assert f"linear_grouped_few_kernel<{bits}, {scaled}>" in by_name
     for name in ("attn_varlen_f32_kernel", "attn_tiles_kernel", "linear_binary_sums_kernel"):
         assert name in by_name
     for kind in ("attn_binary_kernel", "pack_bits_kernel", "linear_popcount_kernel"):
@@ -124,6 +132,8 @@ def cuobjdump() -> str | None:
 TILES = [r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.4", r"LDGSTS\S*\.128", r"STG\.E\.128"]
 #: common ones of bits, counted on tensor cores
 BITS_256, BITS_128 = (rf"BMMA\.168{n}\.AND\.POPC" for n in (256, 128))
+#: unsigned codes by signed numbers, on tensor cores
+IMMA = r"IMMA\.16832\.U8\.S8"
 #: kernel (a pattern of its mangled name) -> instructions it is made for
 INSTRUCTIONS = {
     r"attn_varlen_kernelINS0_4fp16": [r"HMMA\.16816\.F32 ", *TILES],
@@ -137,6 +147,8 @@ INSTRUCTIONS = {
     r"attn_binary_kernelILi2E": [BITS_128, r"LDGSTS\S*\.128", r"STS\.128"],
     r"attn_binary_kernelILi4E": [BITS_256, BITS_128, r"LDGSTS\S*\.128", r"STS\.128"],
     r"linear_popcount_kernel": [r"\bPOPC\b"],
+    r"linear_grouped_kernel": [IMMA, r"LDSM\.16\.M88\.4", r"LDS\.64", r"LDGSTS\S*\.128"],
+    r"linear_grouped_few_kernel": [IMMA, r"LDSM\.16\.M88\.4", r"LDG\.E\.64"],
     r"pack_bits_kernelI.*?Lb1ELb[01]E": [r"LDG\.E\.128"],
 }
 

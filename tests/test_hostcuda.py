@@ -108,6 +108,18 @@ def test_bit_fragments(hostcuda, words):
     assert_exact(c, expected)
 
 
+def test_tensor_core_product_of_bytes(hostcuda):
+    """mma.m16n8k32 of unsigned and signed bytes; every value of both is there."""
+    generator = torch.Generator().manual_seed(1)
+    a = torch.cat([torch.arange(256), torch.randint(0, 256, (256,), generator=generator)])
+    b = torch.arange(-128, 128)[torch.randperm(256, generator=generator)]
+    a, b = a.to(torch.uint8).view(16, 32), b.to(torch.int8).view(8, 32)
+    c = normal(16, 8).round().to(torch.int32)
+    expected = c + (a.to(torch.int32) @ b.to(torch.int32).T)
+    hostcuda.byte_product_(a, b, c)
+    assert_exact(c, expected)
+
+
 @pytest.mark.parametrize("value", [0, 9, 132, 2**31 - 1])
 def test_a_device_is_asked_once_whatever_it_answers(hostcuda, value):
     assert hostcuda.asked(3, value) == 1

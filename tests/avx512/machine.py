@@ -16,7 +16,7 @@ from pathlib import Path
 #: F, BW, DQ, VL, CD, VBMI, VNNI, BITALG and VPOPCNTDQ; no model of Debian's Bochs has BF16
 MODEL = "corei7_icelake_u"
 #: the copies of the kernels that this model can run
-COPIES = ["avx512", "avx512_vpopcnt"]
+COPIES = ["avx512", "avx512_vpopcnt", "avx512_vnni"]
 
 PACKAGES = ["bochs", "bochsbios", "vgabios", "xorriso", "isolinux", "syslinux-common"]
 KERNEL_PACKAGE = "linux-image-cloud-amd64"  # what it depends on is the kernel itself

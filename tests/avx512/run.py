@@ -1,6 +1,6 @@
 """``make test-avx512``: every copy of the CPU kernels against ``base``, without torch.
 
-The copies that this processor has run on it. Those with AVX-512 that it lacks run in an emulated
+The copies that this processor has run on it. Those of newer ones that it lacks run in an emulated
 machine, where Debian's packages for that are installed or can be. See docs/avx512.md.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import machine
 
 #: what `emulated` and the other copies cannot stand for
-WIDE = ["avx512", "avx512_vpopcnt", "avx512_bf16"]
+WIDE = ["avx512", "avx512_vpopcnt", "avx512_vnni", "avx512_bf16", "avx2_vnni"]
 
 
 def say(line: str) -> None:

@@ -19,6 +19,18 @@ def norm_operands():
     return {n: normal(5, 8) if n in ("x", "residual") else normal(8) for n in names}
 
 
+def grouped_operands():
+    return {
+        "x": normal(5, 8), "scale": normal(8), "bias": normal(8), "residual": normal(5, 8),
+        "norm_weight": normal(8), "norm_bias": normal(8),
+    }  # fmt: skip
+
+
+def grouped_weight():
+    weight = ops.pack_grouped(torch.full((8, 8), 3, dtype=torch.uint8), 3)
+    return {"weight": weight, "totals": TOTALS - 8, "bits": 3}
+
+
 #: operator -> (its function, its float operands by name, the other arguments)
 CALLS = {
     "attn_varlen": lambda: (
@@ -53,6 +65,10 @@ CALLS = {
         ops.quantize_rows,
         {"x": normal(5, 8), "scale": normal(1).abs()},
         {"zero": torch.zeros(1, dtype=torch.int32)},
+    ),
+    "linear_grouped": lambda: (ops.linear_grouped, grouped_operands(), grouped_weight()),
+    "linear_grouped_codes": lambda: (
+        ops.linear_grouped_codes, grouped_operands(), grouped_weight()
     ),
     # integers only, which cannot require a gradient
     "attn_tiles": lambda: (

@@ -216,10 +216,11 @@ __forceinline__ void mma_16816(float (&c)[4], const uint32_t (&a)[4], uint32_t b
   std::memcpy(c, out.c, sizeof c);
 }
 
-// One-bit products over kWords words of k: 8, or 4 where the second half of A and B is left out.
-template <int kWords>
-__forceinline__ void mma_b1(const char* name, int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                            uint32_t b1) {
+// Integer products over kWords words of k: 8, or 4 where the second half of A and B is left out.
+// dot(a, b) is the product of two words.
+template <int kWords, typename Dot>
+__forceinline__ void mma_words(const char* name, Dot dot, int32_t (&c)[4], const uint32_t (&a)[4],
+                               uint32_t b0, uint32_t b1) {
   struct In {
     int32_t c[4];
     uint32_t a[4], b[2];
@@ -227,7 +228,7 @@ __forceinline__ void mma_b1(const char* name, int32_t (&c)[4], const uint32_t (&
   struct Out {
     int32_t c[4];
   };
-  const Out out = hostcuda::collective<Out>(name, in, [](const auto& lanes, auto& results) {
+  const Out out = hostcuda::collective<Out>(name, in, [dot](const auto& lanes, auto& results) {
     uint32_t a[16][8], b[8][8];  // words by row, and by column
     for (int lane = 0; lane < hostcuda::kWarp; ++lane) {
       const int g = lane / 4, t = lane % 4;
@@ -241,7 +242,7 @@ __forceinline__ void mma_b1(const char* name, int32_t (&c)[4], const uint32_t (&
       for (int i = 0; i < 4; ++i) {
         const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
         int sum = lanes[lane].c[i];
-        for (int w = 0; w < kWords; ++w) sum += __popc(a[row][w] & b[column][w]);
+        for (int w = 0; w < kWords; ++w) sum += dot(a[row][w], b[column][w]);
         results[lane].c[i] = sum;
       }
     }
@@ -249,12 +250,26 @@ __forceinline__ void mma_b1(const char* name, int32_t (&c)[4], const uint32_t (&
   std::memcpy(c, out.c, sizeof c);
 }
 
+__forceinline__ int common_ones(uint32_t a, uint32_t b) { return __popc(a & b); }
+
 __forceinline__ void mma_b1_256(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  mma_b1<8>("mma.m16n8k256.and.popc", c, a, b0, b1);
+  mma_words<8>("mma.m16n8k256.and.popc", common_ones, c, a, b0, b1);
 }
 __forceinline__ void mma_b1_128(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
   const uint32_t a[4] = {a0, a1, 0, 0};
-  mma_b1<4>("mma.m16n8k128.and.popc", c, a, b, 0);
+  mma_words<4>("mma.m16n8k128.and.popc", common_ones, c, a, b, 0);
+}
+
+__forceinline__ void mma_16832_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1) {
+  const auto dot = [](uint32_t codes, uint32_t numbers) {
+    int sum = 0;
+    for (int i = 0; i < 32; i += 8) {
+      sum += static_cast<uint8_t>(codes >> i) * static_cast<int8_t>(numbers >> i);
+    }
+    return sum;
+  };
+  mma_words<8>("mma.m16n8k32.u8.s8", dot, c, a, b0, b1);
 }
 
 template <typename T>

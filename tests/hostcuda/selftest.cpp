@@ -242,6 +242,24 @@ void bit_product_(Tensor a, Tensor b, Tensor c) {
   call.finish();
 }
 
+// c [16, 8] += a [16, 32] b [8, 32]^T, of unsigned and signed bytes.
+void byte_product_kernel(const BitProduct p) {
+  const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
+  int32_t* c = p.c + g * 8 + t * 2;
+  int32_t d[4] = {c[0], c[1], c[64], c[65]};
+  const uint32_t a[4] = {p.a[g * 8 + t], p.a[(g + 8) * 8 + t], p.a[g * 8 + t + 4],
+                         p.a[(g + 8) * 8 + t + 4]};
+  cuda::mma_16832_u8s8(d, a, p.b[g * 8 + t], p.b[g * 8 + t + 4]);
+  c[0] = d[0], c[1] = d[1], c[64] = d[2], c[65] = d[3];
+}
+
+void byte_product_(Tensor a, Tensor b, Tensor c) {
+  Call call(a);
+  const BitProduct args{call.read<uint32_t>(a), call.read<uint32_t>(b), call.update<int32_t>(c)};
+  launch("byte_product", byte_product_kernel, {1, 32, 0}, call.stream(), args);
+  call.finish();
+}
+
 // x [n] float32 -> [n] of `like`'s dtype, by from_float.
 Tensor narrowed(Tensor x, Tensor like) {
   Tensor out = torch::stable::new_empty(like, {x.size(0)});
@@ -305,6 +323,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(filbert_hostcuda, m) {
   m.def("launch_of(int blocks, int threads, int shared_bytes) -> ()");
   m.def("product_(Tensor a, Tensor b, Tensor(a!) c) -> ()");
   m.def("bit_product_(Tensor a, Tensor b, Tensor(a!) c) -> ()");
+  m.def("byte_product_(Tensor a, Tensor b, Tensor(a!) c) -> ()");
   m.def("narrowed(Tensor x, Tensor like) -> Tensor");
   m.def("widened(Tensor x) -> Tensor");
   m.def("asked(int device, int value) -> int");
@@ -320,6 +339,7 @@ STABLE_TORCH_LIBRARY_IMPL(filbert_hostcuda, CompositeExplicitAutograd, m) {
   m.impl("launch_of", TORCH_BOX(&filbert::launch_of));
   m.impl("product_", TORCH_BOX(&filbert::product_));
   m.impl("bit_product_", TORCH_BOX(&filbert::bit_product_));
+  m.impl("byte_product_", TORCH_BOX(&filbert::byte_product_));
   m.impl("narrowed", TORCH_BOX(&filbert::narrowed));
   m.impl("widened", TORCH_BOX(&filbert::widened));
   m.impl("asked", TORCH_BOX(&filbert::asked));

@@ -46,6 +46,12 @@ const Kernel& first_that_runs(const Copy<Kernel> (&copies)[kCount]) {
   namespace avx512_vpopcnt {                 \
   extern const Kernel name;                  \
   }                                          \
+  namespace avx512_vnni {                    \
+  extern const Kernel name;                  \
+  }                                          \
+  namespace avx2_vnni {                      \
+  extern const Kernel name;                  \
+  }                                          \
   namespace emulated {                       \
   extern const Kernel name;                  \
   }                                          \
@@ -67,6 +73,16 @@ const Kernel& first_that_runs(const Copy<Kernel> (&copies)[kCount]) {
 #else
 #define FILBERT_COPY_AVX512_BF16(name)
 #endif
+#if FILBERT_HAVE_AVX512_VNNI
+#define FILBERT_COPY_AVX512_VNNI(name) {kAvx512 | kAvx512Vnni, &avx512_vnni::name},
+#else
+#define FILBERT_COPY_AVX512_VNNI(name)
+#endif
+#if FILBERT_HAVE_AVX2_VNNI
+#define FILBERT_COPY_AVX2_VNNI(name) {kAvx2 | kAvxVnni, &avx2_vnni::name},
+#else
+#define FILBERT_COPY_AVX2_VNNI(name)
+#endif
 #if FILBERT_HAVE_AVX512
 #define FILBERT_COPY_AVX512(name) {kAvx512, &avx512::name},
 #else
@@ -79,7 +95,7 @@ const Kernel& first_that_runs(const Copy<Kernel> (&copies)[kCount]) {
 #endif
 #define FILBERT_COPY_BASE(name) {0, &base::name},
 
-// Kernels over floats, and kernels over bits: what filbert_stem in cmake/Stems.cmake builds.
+// Kernels over floats, over bits, and over bytes: what filbert_stem in cmake/Stems.cmake builds.
 #define FILBERT_COPIES(name)     \
   FILBERT_COPY_EMULATED(name)    \
   FILBERT_COPY_AVX512_BF16(name) \
@@ -88,6 +104,12 @@ const Kernel& first_that_runs(const Copy<Kernel> (&copies)[kCount]) {
   FILBERT_COPY_EMULATED(name)       \
   FILBERT_COPY_AVX512_VPOPCNT(name) \
   FILBERT_COPY_AVX512(name) FILBERT_COPY_AVX2(name) FILBERT_COPY_BASE(name)
+#define FILBERT_BYTE_COPIES(name) \
+  FILBERT_COPY_EMULATED(name)     \
+  FILBERT_COPY_AVX512_VNNI(name)  \
+  FILBERT_COPY_AVX512(name)       \
+  FILBERT_COPY_AVX2_VNNI(name)    \
+  FILBERT_COPY_AVX2(name) FILBERT_COPY_BASE(name)
 
 #define FILBERT_CHOOSE(Kernel, name, ...)                    \
   const Kernel& chosen_##name() {                            \

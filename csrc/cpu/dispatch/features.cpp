@@ -20,16 +20,18 @@ Features features_here() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c")) {
     found |= kAvx2;
+    if (__builtin_cpu_supports("avxvnni")) found |= kAvxVnni;
   }
 #endif
 #if FILBERT_HAVE_AVX512
   if (found && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
     found |= kAvx512;
-    // These came independently of each other: Cooper Lake has bfloat16, Ice Lake has population
-    // counts, what came later has both.
+    // These came independently of each other: Cascade Lake has the products of bytes alone, Cooper
+    // Lake has bfloat16 too, Ice Lake has population counts, what came later has all of them.
     if (__builtin_cpu_supports("avx512bf16")) found |= kAvx512Bf16;
     if (__builtin_cpu_supports("avx512vpopcntdq")) found |= kAvx512Vpopcnt;
+    if (__builtin_cpu_supports("avx512vnni")) found |= kAvx512Vnni;
   }
 #endif
 #endif
@@ -37,7 +39,7 @@ Features features_here() {
 }
 
 struct InstructionSets {
-  static constexpr int kMost = 6;
+  static constexpr int kMost = 8;
   InstructionSet runnable[kMost + 1] = {};
   int count = 0;
 
@@ -46,9 +48,11 @@ struct InstructionSets {
     const auto add = [&](const char* name, Features needs, Features also = 0) {
       if (!(needs & ~here)) runnable[count++] = {name, needs | (also & here)};
     };
-    add("avx512_bf16", kAvx2 | kAvx512 | kAvx512Bf16, kAvx512Vpopcnt);
-    add("avx512_vpopcnt", kAvx2 | kAvx512 | kAvx512Vpopcnt);
+    add("avx512_bf16", kAvx2 | kAvx512 | kAvx512Bf16, kAvx512Vpopcnt | kAvx512Vnni);
+    add("avx512_vpopcnt", kAvx2 | kAvx512 | kAvx512Vpopcnt, kAvx512Vnni);
+    add("avx512_vnni", kAvx2 | kAvx512 | kAvx512Vnni);
     add("avx512", kAvx2 | kAvx512);
+    add("avx2_vnni", kAvx2 | kAvxVnni);
     add("avx2", kAvx2);
     add("base", 0);
 #if FILBERT_HAVE_EMULATED

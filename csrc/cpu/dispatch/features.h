@@ -12,6 +12,8 @@ constexpr Features kAvx2 = 1 << 0;    // with FMA and F16C
 constexpr Features kAvx512 = 1 << 1;  // F, BW, VL, DQ
 constexpr Features kAvx512Bf16 = 1 << 2;
 constexpr Features kAvx512Vpopcnt = 1 << 3;  // population counts of vectors
+constexpr Features kAvx512Vnni = 1 << 4;     // four products of bytes, summed
+constexpr Features kAvxVnni = 1 << 5;        // the same of 256-bit vectors, without AVX-512
 constexpr Features kEmulated = 1 << 31;  // the widest kernels spelled in portable code, for tests
 
 // An instruction set: a name that FILBERT_CPU_ISA knows, and what its kernels may use.

@@ -12,7 +12,8 @@
 //   A  4 registers: (row g, word t), (row g + 8, word t), (row g, word t + 4), (g + 8, t + 4)
 //   B  2 registers: (word t, column g), (word t + 4, column g)
 //   C  as above, integers
-// mma.m16n8k128 has the first half of A and B.
+// mma.m16n8k128 has the first half of A and B. mma.m16n8k32 is m16n8k256 with four neighbouring
+// bytes along k for a word.
 #pragma once
 
 #ifndef __CUDACC__
@@ -185,6 +186,16 @@ __device__ __forceinline__ void mma_b1_128(int32_t (&c)[4], uint32_t a0, uint32_
       "{%6}, {%0, %1, %2, %3};"
       : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a0), "r"(a1), "r"(b));
+}
+
+// c += a b, 16x8x32, of unsigned bytes a and signed bytes b; a sum beyond int32 wraps.
+__device__ __forceinline__ void mma_16832_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                               uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // --- numbers ---

@@ -18,6 +18,15 @@ from ._bias_gelu import bias_gelu_
 from ._gather_rows import gather_rows
 from ._linear_binary import linear_binary, linear_binary_bits
 from ._linear_dense import linear_dense, pack_dense, unpack_dense
+from ._linear_grouped import (
+    grouped_offsets,
+    grouped_totals,
+    linear_grouped,
+    linear_grouped_codes,
+    pack_grouped,
+    pack_groups,
+    unpack_grouped,
+)
 from ._norm_residual import norm_residual, norm_residual_, norm_residual_codes
 from ._pack_bits import pack_bits, pack_codes
 from ._quantize_rows import quantize_rows
@@ -29,19 +38,26 @@ __all__ = [
     "attn_varlen",
     "bias_gelu_",
     "gather_rows",
+    "grouped_offsets",
+    "grouped_totals",
     "head_dims",
     "linear_binary",
     "linear_binary_bits",
     "linear_dense",
+    "linear_grouped",
+    "linear_grouped_codes",
     "norm_residual",
     "norm_residual_",
     "norm_residual_codes",
     "pack_bits",
     "pack_codes",
     "pack_dense",
+    "pack_grouped",
+    "pack_groups",
     "quantize_rows",
     "softmax_table",
     "unpack_dense",
+    "unpack_grouped",
 ]
 
 if _load.have_ops():

@@ -1,0 +1,9 @@
+#include "cuda/linear_grouped/instance.cuh"
+
+namespace filbert {
+namespace cuda {
+
+FILBERT_GROUPED_INSTANCE(2)
+
+}  // namespace cuda
+}  // namespace filbert
