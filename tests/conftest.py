@@ -163,7 +163,7 @@ def gpu(backend: str, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     def rows(dtype: torch.dtype, device: torch.device) -> torch.dtype:
         return dtype if dtype == torch.float16 else row_dtype(dtype, device)
 
-    for module in ("dense.linear", "dense.layer", "encoder"):
+    for module in ("dense.linear", "build", "encoder"):
         monkeypatch.setattr(f"filbert.nn.{module}.row_dtype", rows)
     return torch.device("cpu")
 

@@ -7,6 +7,7 @@
 Importing filbert starts no CUDA context and imports no transformers.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .conversion.in_place import ConvertError, convert, report, revert
@@ -23,8 +24,11 @@ from .ops import (
     linear_binary,
     linear_binary_bits,
     linear_dense,
+    linear_grouped,
+    linear_grouped_codes,
     norm_residual,
     norm_residual_,
+    norm_residual_codes,
     pack_bits,
     pack_codes,
     pack_dense,
@@ -38,6 +42,7 @@ from .plan import EncoderPlan, LayerPlan, PackedEncoderConfig
 
 if TYPE_CHECKING:
     from .compress.binarize.conversion import binarize
+    from .compress.quantize import quantization_report, quantize
 
 __version__ = "0.1.0"
 
@@ -64,12 +69,17 @@ __all__ = [
     "linear_binary",
     "linear_binary_bits",
     "linear_dense",
+    "linear_grouped",
+    "linear_grouped_codes",
     "load_binary",
     "norm_residual",
     "norm_residual_",
+    "norm_residual_codes",
     "pack_bits",
     "pack_codes",
     "pack_dense",
+    "quantization_report",
+    "quantize",
     "quantize_rows",
     "report",
     "revert",
@@ -78,11 +88,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """``binarize`` is imported when it is first asked for: with it comes all that trains."""
-    if name == "binarize":
-        from .compress.binarize.conversion import binarize
+#: what is imported when it is first asked for, since all that trains comes with it
+_LATER = {
+    "binarize": ".compress.binarize.conversion",
+    "quantization_report": ".compress.quantize",
+    "quantize": ".compress.quantize",
+}
 
-        globals()[name] = binarize
-        return binarize
+
+def __getattr__(name: str) -> Any:
+    """See ``_LATER``."""
+    if name in _LATER:
+        globals()[name] = getattr(import_module(_LATER[name], __name__), name)
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

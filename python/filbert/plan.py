@@ -85,12 +85,13 @@ class PackedEncoderConfig:
 
 #: the slots of a layer, see :mod:`filbert.nn.layer`, and the kinds that fill them from a model
 SLOTS = ("attention", "out", "feed_forward")
-KINDS = ("dense", "binary")
+KINDS = ("dense", "grouped", "binary")
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Which kind of module fills each slot of a layer: ``"dense"``, or ``"binary"`` (BiBERT).
+    """Which kind of module fills each slot of a layer: ``"dense"``, ``"grouped"`` (2 to 8 bits,
+    Q-BERT; its weights come from :func:`filbert.quantize`), or ``"binary"`` (BiBERT).
 
     Attributes:
         attention: query, key, value and attention.
@@ -108,9 +109,10 @@ class LayerPlan:
             for slot in SLOTS
             if getattr(self, slot) not in KINDS
         ]
-        if self.attention == "binary" and self.out == "dense":
+        if self.attention == "binary" and self.out != "binary":
             problems.append(
-                "attention is 'binary' and out is 'dense', need out='binary': the context is bits"
+                f"attention is 'binary' and out is {self.out!r}, need out='binary': the context is "
+                "bits"
             )
         if problems:
             raise ValueError("LayerPlan: " + "; ".join(problems))
@@ -120,10 +122,9 @@ class LayerPlan:
         """Every slot of one ``kind``."""
         return cls(kind, kind, kind)
 
-    @property
-    def is_dense(self) -> bool:
-        """Whether every slot is."""
-        return all(getattr(self, slot) == "dense" for slot in SLOTS)
+    def has(self, kind: str) -> bool:
+        """Whether any slot is of that kind."""
+        return any(getattr(self, slot) == kind for slot in SLOTS)
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class EncoderPlan:
             for index in self.layers
             if not 0 <= index < count
         ]
-        if not self.trained and not all(self.of(index).is_dense for index in range(count)):
+        if not self.trained and any(self.of(index).has("binary") for index in range(count)):
             found.append(
                 "the plan has binary slots, and the signs of ordinary weights compute noise; need "
                 "weights that were trained to be binary; try EncoderPlan(..., trained=True)"

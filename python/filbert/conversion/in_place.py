@@ -7,7 +7,7 @@ before it is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ..nn.build import QuantizedParts
 from ..plan import EncoderPlan, PackedEncoderConfig
 from .hugging_face.holders import module_of
 from .probe import Example, difference, make_example
@@ -109,11 +110,18 @@ def convert(
     """
     if not isinstance(config, EncoderPlan):
         config = EncoderPlan(settings=config or PackedEncoderConfig())
-    _convert(module_of(model, "convert"), config, strict)
+    convert_quantized(module_of(model, "convert"), config, strict)
     return model
 
 
-def _convert(model: nn.Module, plan: EncoderPlan, strict: bool) -> None:
+#: an encoder of a model -> its weights of few bits, by layer
+Quantized = Mapping[nn.Module, list[QuantizedParts]]
+
+
+def convert_quantized(
+    model: nn.Module, plan: EncoderPlan, strict: bool, quantized: Quantized | None = None
+) -> None:
+    """:func:`convert` with the weights of grouped slots, which :func:`filbert.quantize` makes."""
     from .hugging_face.calling import drop_capture_hooks
 
     done = [(n, m) for n, m in model.named_modules() if isinstance(m, SwappedEncoder)]
@@ -125,13 +133,13 @@ def _convert(model: nn.Module, plan: EncoderPlan, strict: bool) -> None:
         )
     candidates = list(_candidates(model))
     for candidate in candidates:
-        candidate.reasons += _refusals(model, candidate, plan)
+        candidate.reasons += _refusals(model, candidate, plan, quantized or {})
     bad = [c for c in candidates if c.reasons]
     swapped: list[_Candidate] = []
     if not (strict and bad):
         for candidate in candidates:
             if not candidate.reasons:
-                candidate.reasons = _swap(model, candidate, plan)
+                candidate.reasons = _swap(model, candidate, plan, quantized or {})
                 (bad if candidate.reasons else swapped).append(candidate)
     for candidate in candidates:
         _refused[candidate.module] = candidate.reasons
@@ -246,6 +254,11 @@ def _candidates(model: nn.Module) -> Iterator[_Candidate]:
             yield candidate
 
 
+def encoders_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Names and modules of the encoders in ``model`` that :func:`convert` would swap."""
+    return [(found.name, found.module) for found in _candidates(model) if not found.reasons]
+
+
 def owner_of(model: nn.Module, name: str) -> nn.Module | None:
     """The nearest module above ``name`` that has a config, else its direct parent."""
     if not name:
@@ -255,14 +268,16 @@ def owner_of(model: nn.Module, name: str) -> nn.Module | None:
     return next((m for m in above if hasattr(m, "config")), above[0])
 
 
-def _refusals(model: nn.Module, candidate: _Candidate, plan: EncoderPlan) -> list[str]:
+def _refusals(
+    model: nn.Module, candidate: _Candidate, plan: EncoderPlan, quantized: Quantized
+) -> list[str]:
     """Every reason against an encoder that does not lie in the structure of its layers."""
     from .hugging_face.layers import read_encoder
 
     encoder, owner = candidate.module, candidate.owner
     reasons = []
     if not candidate.reasons:
-        reasons += refusals_of(plan, read_encoder(encoder)[0])
+        reasons += refusals_of(plan, read_encoder(encoder)[0], quantized.get(encoder))
     if encoder is model:
         reasons.append("an encoder cannot be replaced in itself; try the model that holds it")
     settings = getattr(owner, "config", None)
@@ -285,7 +300,9 @@ def _refusals(model: nn.Module, candidate: _Candidate, plan: EncoderPlan) -> lis
     return reasons
 
 
-def _swap(model: nn.Module, candidate: _Candidate, plan: EncoderPlan) -> list[str]:
+def _swap(
+    model: nn.Module, candidate: _Candidate, plan: EncoderPlan, quantized: Quantized
+) -> list[str]:
     """Swaps one encoder and proves it. On failure everything is as before; returns the reasons."""
     from .hugging_face.calling import CallConvention
     from .hugging_face.layers import read_encoder
@@ -306,7 +323,7 @@ def _swap(model: nn.Module, candidate: _Candidate, plan: EncoderPlan) -> list[st
             replacement.unpack_weights()
         else:
             if plan != all_dense:
-                replacement.follow(plan)
+                replacement.follow(plan, quantized.get(encoder))
             _replace(model, encoder, replacement)
         return reasons
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn.build import why_not
+from ..nn.build import QuantizedParts, why_not
 from ..nn.dense.weights import DenseWeights
 from ..nn.encoder import PackedEncoder
 from ..nn.layer import EncoderLayer
@@ -60,7 +60,12 @@ class SwappedEncoder(PackedEncoder):
         convention: how the encoder is called; see
             :class:`filbert.conversion.hugging_face.calling.CallConvention`.
         plan: which kind each slot of each layer is, and the settings.
+
+    Attributes:
+        quantized: the weights of grouped slots, by layer, or None.
     """
+
+    quantized: list[QuantizedParts] | None = None
 
     def __init__(
         self,
@@ -105,7 +110,7 @@ class SwappedEncoder(PackedEncoder):
         self._drop_guard()
         with torch.inference_mode(False), torch.no_grad():
             parts, self.refusals = self.read_layers(self.original)
-            self.refusals += refusals_of(self.plan, parts)
+            self.refusals += refusals_of(self.plan, parts, self.quantized)
             if not self.refusals:
                 self._pack(parts)
             self._show_parameters(written)
@@ -125,6 +130,7 @@ class SwappedEncoder(PackedEncoder):
                 self.plan.settings.fold_bias,
                 packed=lambda own, layer: self._hide(own.linears(), layer),
                 plan=self.plan,
+                quantized=self.quantized,
             )
         except BaseException:
             self._fill_weights()
@@ -137,9 +143,10 @@ class SwappedEncoder(PackedEncoder):
         for key in [key for key, hook in hooks.items() if hook is _refuse_skeleton]:
             del hooks[key]
 
-    def follow(self, plan: EncoderPlan) -> None:
-        """Packs the weights again, as ``plan`` says."""
+    def follow(self, plan: EncoderPlan, quantized: list[QuantizedParts] | None = None) -> None:
+        """Packs the weights again, as ``plan`` says, grouped slots with those ``quantized``."""
         self.unpack_weights()
+        self.quantized = quantized
         self.plan, self.masked_rows = plan, plan.settings.masked_rows
         self.pack_weights()
 
@@ -418,11 +425,15 @@ class SwappedEncoder(PackedEncoder):
         self.pack_weights()
 
 
-def refusals_of(plan: EncoderPlan, parts: list[LayerParts]) -> list[str]:
+def refusals_of(
+    plan: EncoderPlan, parts: list[LayerParts], quantized: list[QuantizedParts] | None = None
+) -> list[str]:
     """Why layers of ``parts`` cannot be built as ``plan`` says; empty if they can."""
     reasons = plan.problems(len(parts)) if parts else []
     for index, layer_parts in enumerate(parts):
-        reasons += [f"layer {index}: {why}" for why in why_not(layer_parts, plan.of(index))]
+        own = quantized[index] if quantized else None
+        found = why_not(layer_parts, plan.of(index), own)
+        reasons += [f"layer {index}: {why}" for why in found]
     return reasons
 
 

@@ -9,11 +9,13 @@ from .binary.linear import LinearBinary, weight_tiles
 from .binary.linear_sum import LinearBinarySum
 from .binary.row_packer import RowPacker
 from .binary.thresholds import integer_threshold_of, threshold_of
+from .build import dense_layer
 from .dense.attention import DenseAttention
-from .dense.layer import dense_layer
 from .dense.linear import PackedLinear
 from .encoder import PackedEncoder
 from .file import load_encoder
+from .grouped.linear import LinearGrouped
+from .grouped.weight import GroupedWeight
 from .layer import EncoderLayer, FeedForward, RowNorm
 from .parts import LayerParts
 
@@ -27,9 +29,11 @@ __all__ = [
     "DotPacker",
     "EncoderLayer",
     "FeedForward",
+    "GroupedWeight",
     "LayerParts",
     "LinearBinary",
     "LinearBinarySum",
+    "LinearGrouped",
     "MixedAttention",
     "PackedEncoder",
     "PackedLinear",

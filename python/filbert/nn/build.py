@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import ops
 from ..plan import LayerPlan
 from .binary.attention import BinaryAttention
 from .binary.feed_forward import BinaryFeedForward
 from .binary.linear import LinearBinary
-from .dense.layer import dense_layer
-from .dense.linear import gelu_kind
-from .layer import EncoderLayer
+from .dense.attention import DenseAttention, pad_heads
+from .dense.linear import PackedLinear, gelu_kind, row_dtype
+from .grouped.linear import LinearGrouped
+from .grouped.weight import GroupedWeight
+from .layer import EncoderLayer, FeedForward, RowNorm
 from .parts import LayerParts
 
-__all__ = ["build_layer", "why_not"]
+__all__ = ["QuantizedParts", "build_layer", "dense_layer", "why_not"]
+
+#: the weights of few bits of a layer, by the names of :class:`LayerParts`
+QuantizedParts = MutableMapping[str, GroupedWeight]
+#: the parts of a layer that each slot is made of
+_PARTS = {
+    "attention": ("query", "key", "value"), "out": ("out",), "feed_forward": ("up", "down"),
+}  # fmt: skip
 
 
 def _activation_name(parts: LayerParts) -> str | None:
@@ -31,44 +43,207 @@ def _activation_name(parts: LayerParts) -> str | None:
     return "relu" if same else None
 
 
-def why_not(parts: LayerParts, plan: LayerPlan) -> list[str]:
-    """Why the slots of ``parts`` cannot be filled as ``plan`` says; empty if they can."""
+def _head_padding(parts: LayerParts) -> int:
+    return -parts.head_dim % ops.head_dims(parts.query.weight.device).step
+
+
+def why_not(
+    parts: LayerParts, plan: LayerPlan, quantized: QuantizedParts | None = None
+) -> list[str]:
+    """Why the slots of ``parts`` cannot be filled as ``plan`` says; empty if they can.
+
+    Args:
+        parts: the original modules.
+        plan: of the layer.
+        quantized: what grouped slots are made of: the weights of ``parts``, quantized.
+    """
     reasons = []
     if plan.attention == "binary" and parts.head_dim % 32:
         reasons.append(f"binary attention: got heads of {parts.head_dim}, need a multiple of 32")
     if plan.feed_forward == "binary" and _activation_name(parts) is None:
         reasons.append("binary feed-forward: got another activation, need GELU (erf) or ReLU")
+    for slot, names in _PARTS.items():
+        if getattr(plan, slot) == "grouped":
+            reasons += _why_not_grouped(parts, slot, names, quantized or {})
     return reasons
 
 
-def build_layer(parts: LayerParts, plan: LayerPlan, **dense: Any) -> EncoderLayer:
+def _why_not_grouped(
+    parts: LayerParts, slot: str, names: Sequence[str], quantized: QuantizedParts
+) -> list[str]:
+    if missing := [name for name in names if name not in quantized]:
+        return [f"grouped {slot}: no quantized {', '.join(missing)}; try filbert.quantize"]
+    if slot != "feed_forward" and _head_padding(parts):
+        step = ops.head_dims(parts.query.weight.device).step
+        return [f"grouped {slot}: got heads of {parts.head_dim}, need a multiple of {step} here"]
+    reasons = []
+    first, *others = (quantized[name] for name in names)
+    if slot == "attention" and not all(first.like(other) for other in others):
+        bits = ", ".join(str(quantized[name].bits) for name in names)
+        reasons.append(f"grouped {slot}: got {bits} bits, need the same for query, key and value")
+    for name in names:
+        weight = getattr(parts, name).weight.detach()
+        if not torch.equal(quantized[name].to(weight.device).dequantize(weight.dtype), weight):
+            reasons.append(
+                f"grouped {slot}: the weight of {name} is not what was quantized; try "
+                "filbert.quantize again"
+            )
+    return reasons
+
+
+class _Builder:
+    """Makes the modules of one layer."""
+
+    def __init__(
+        self,
+        parts: LayerParts,
+        quantized: QuantizedParts | None,
+        compute_dtype: torch.dtype | None,
+    ) -> None:
+        self.parts, self.quantized = parts, quantized or {}
+        weight = parts.query.weight
+        self.weight_dtype, self.device = weight.dtype, weight.device
+        self.dtype = compute_dtype or row_dtype(weight.dtype, weight.device)
+        self.padding = _head_padding(parts)
+
+    def padded(self, t: Tensor, dim: int = 0) -> Tensor:
+        return pad_heads(t, dim, self.parts.num_heads, self.padding)
+
+    def dense(
+        self, names: Sequence[str], bias: Tensor | None, activation: str | None = None
+    ) -> PackedLinear:
+        weights = [getattr(self.parts, name).weight for name in names]
+        if names == ["out"]:
+            weights = [self.padded(weights[0], 1)]
+        elif names[0] in _PARTS["attention"]:
+            weights = [self.padded(weight) for weight in weights]
+        return PackedLinear(weights, bias, activation=activation, compute_dtype=self.dtype)
+
+    def grouped(
+        self, names: Sequence[str], bias: Tensor | None, activation: str | None = None
+    ) -> LinearGrouped:
+        whole = [self.quantized[name].to(self.device) for name in names]
+        made = LinearGrouped(
+            whole, bias, activation=activation, compute_dtype=self.dtype,
+            weight_dtype=self.weight_dtype,
+        )  # fmt: skip
+        # Weights exist once: those of several in one are views of it.
+        self.quantized.update(zip(names, made.weight.split(made.sizes), strict=True))
+        return made
+
+    def linear(self, kind: str) -> Callable[..., Any]:
+        """What makes a linear module for rows of numbers."""
+        return {"dense": self.dense, "grouped": self.grouped}[kind]
+
+    def bits(self, name: str) -> LinearBinary:
+        return LinearBinary.from_linear(getattr(self.parts, name))
+
+    # --- the slots ---
+
+    def biases(self, fold: bool) -> tuple[dict[str, Tensor | None], Tensor | None]:
+        """The biases of query, key and value, and of out."""
+        own: dict[str, Tensor | None] = {
+            name: getattr(self.parts, name).bias for name in _PARTS["attention"]
+        }
+        bias: Tensor | None = self.parts.out.bias
+        if fold:
+            # softmax_j(q·(k_j + b_k)) is softmax_j(q·k_j), and sum_j p_j (v_j + b_v) is
+            # sum_j p_j v_j + b_v because the weights sum to 1.
+            if (value := own["value"]) is not None:
+                folded = self.parts.out.weight.double() @ value.double()
+                bias = folded if bias is None else bias.double() + folded
+            own["key"] = own["value"] = None
+        return own, bias
+
+    def attention(
+        self, kind: str, biases: dict[str, Tensor | None], split_query: bool, out: Any
+    ) -> Any:
+        if kind == "binary":
+            sides = [self.bits(name) for name in _PARTS["attention"]]
+            return BinaryAttention(sides, self.parts.num_heads, out.packer)
+
+        def projection(names: list[str]) -> Any:
+            bias = None
+            if any(biases[name] is not None for name in names):
+                bias = torch.cat([self._bias_of(name, biases[name]) for name in names])
+            return self.linear(kind)(names, bias)
+
+        all_of = list(_PARTS["attention"])
+        split = [all_of[:1], all_of[1:]] if split_query else [all_of]
+        return DenseAttention(
+            [projection(names) for names in split], self.parts.num_heads, self.parts.scale,
+            head_padding=self.padding,
+        )  # fmt: skip
+
+    def _bias_of(self, name: str, bias: Tensor | None) -> Tensor:
+        module: nn.Linear = getattr(self.parts, name)
+        none = module.weight.new_zeros(module.out_features)
+        return self.padded(none if bias is None else bias.detach())
+
+    def feed_forward(self, kind: str) -> Any:
+        if kind == "binary":
+            name = _activation_name(self.parts) or "gelu"
+            return BinaryFeedForward(self.bits("up"), self.bits("down"), name)
+        gelu = gelu_kind(self.parts.activation)
+        up = self.linear(kind)(["up"], self.parts.up.bias, gelu)
+        down = self.linear(kind)(["down"], self.parts.down.bias)
+        # Any other activation is the model's own function, run on the GEMM's result.
+        return FeedForward(up, down, None if gelu else self.parts.activation)
+
+
+def build_layer(
+    parts: LayerParts,
+    plan: LayerPlan,
+    *,
+    quantized: QuantizedParts | None = None,
+    compute_dtype: torch.dtype | None = None,
+    fold_bias: bool = True,
+    split_query: bool = False,
+) -> EncoderLayer:
     """The layer of ``parts`` that ``plan`` describes.
 
-    Binary slots are BiBERT's: centred signs of latent weights with a scale for each row, signs of
-    rows, and -1 for a number that is 0.
+    Dense and grouped slots: QKV GEMM, attention per sequence, output GEMM, feed-forward GEMMs, each
+    with what follows it fused where the GEMM can. Binary slots are BiBERT's: centred signs of
+    latent weights with a scale for each row, signs of rows, and -1 for a number that is 0.
 
     Args:
         parts: the original modules. They are read, not kept.
         plan: what :func:`why_not` has nothing against.
-        dense: arguments of :func:`~filbert.nn.dense.layer.dense_layer`.
+        quantized: the weights of grouped slots. Those that become one are replaced by views of it.
+        compute_dtype: dtype of the rows, float32 or bfloat16, on CUDA also float16;
+            :func:`~filbert.nn.dense.linear.row_dtype` if not given.
+        fold_bias: see :class:`filbert.plan.PackedEncoderConfig`.
+        split_query: keep the query weight apart from key and value, so that the layer can compute
+            first rows alone.
 
-    Paper: BiBERT, arXiv 2203.06390.
+    Paper: ByteTransformer, arXiv 2210.03052; BiBERT, arXiv 2203.06390; Q-BERT, arXiv 1909.05840.
     """
-    if plan.out == "binary":  # a folded bias would be one of floats
-        dense["fold_bias"] = False
-    layer = dense_layer(parts, **dense)
-    if plan.is_dense:
-        return layer
-    attention, out, feed_forward = layer.attention, layer.out, layer.feed_forward
+    make = _Builder(parts, quantized, compute_dtype)
     with torch.no_grad():
-        if plan.out == "binary":
-            out = LinearBinary.from_linear(parts.out)
-        if plan.attention == "binary":
-            sides = (parts.query, parts.key, parts.value)
-            attention = BinaryAttention(
-                [LinearBinary.from_linear(side) for side in sides], parts.num_heads, out.packer
-            )
-        if plan.feed_forward == "binary":
-            up, down = LinearBinary.from_linear(parts.up), LinearBinary.from_linear(parts.down)
-            feed_forward = BinaryFeedForward(up, down, _activation_name(parts) or "gelu")
-    return EncoderLayer(attention, out, layer.attn_norm, feed_forward, layer.ffn_norm)
+        # Folded into one of bits a bias would be one of floats.
+        biases, out_bias = make.biases(fold_bias and plan.out != "binary")
+        out = make.bits("out") if plan.out == "binary" else make.linear(plan.out)(["out"], out_bias)
+        layer = EncoderLayer(
+            make.attention(plan.attention, biases, split_query, out),
+            out,
+            RowNorm.of(parts.attn_norm, make.dtype),
+            make.feed_forward(plan.feed_forward),
+            RowNorm.of(parts.ffn_norm, make.dtype),
+        )
+    for _, linear in layer.linears():
+        linear.trainable = False  # the encoder asks, once a call and for flags of now
+    return layer
+
+
+def dense_layer(
+    parts: LayerParts,
+    *,
+    compute_dtype: torch.dtype | None = None,
+    fold_bias: bool = True,
+    split_query: bool = False,
+) -> EncoderLayer:
+    """A layer whose slots are dense; arguments as of :func:`build_layer`."""
+    return build_layer(
+        parts, LayerPlan(), compute_dtype=compute_dtype, fold_bias=fold_bias,
+        split_query=split_query,
+    )  # fmt: skip

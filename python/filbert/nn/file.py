@@ -290,6 +290,9 @@ def _large_of_linear(name: str, linear: Mapping[str, Any]) -> _Shapes:
             yield from _large_of_linear(f"{name}.terms.{index}", term)
     elif linear["kind"] == "dense":
         yield f"{name}.weight", (sum(linear["sizes"]), linear["in_features"])
+    elif linear["kind"] == "grouped":
+        panels, units = -(-sum(linear["sizes"]) // 16), -(-linear["in_features"] // 32)
+        yield f"{name}.packed", (panels, units, 64 * linear["bits"])
     else:
         words = -(-linear["packer"]["features"] // 32)
         yield f"{name}.weight", (-(-linear["out_features"] // 16), words, 16)

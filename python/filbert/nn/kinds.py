@@ -13,11 +13,15 @@ from .binary.linear import LinearBinary
 from .binary.linear_sum import LinearBinarySum
 from .dense.attention import DenseAttention
 from .dense.linear import PackedLinear
+from .grouped.linear import LinearGrouped
 from .layer import FeedForward
 
 __all__ = ["attention_from_config", "feed_forward_from_config", "linear_from_config"]
 
-LINEARS = {"binary": LinearBinary, "binary_sum": LinearBinarySum, "dense": PackedLinear}
+LINEARS = {
+    "binary": LinearBinary, "binary_sum": LinearBinarySum, "dense": PackedLinear,
+    "grouped": LinearGrouped,
+}  # fmt: skip
 ATTENTIONS = {"binary": BinaryAttention, "dense": DenseAttention, "mixed": MixedAttention}
 FEED_FORWARDS = {"binary": BinaryFeedForward, "dense": FeedForward}
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..packed.batch import PackedBatch
 from ..packed.bits import PackedBits
+from ..packed.codes import QuantizedRows
 from .dense.short import ShortPath
 from .row_blocks import block_size, by_blocks, fill_up
 
@@ -87,8 +88,10 @@ class FeedForward(nn.Module):
     def derive(self) -> None:
         """Makes again what follows from tensors that were loaded; nothing does here."""
 
-    def inner_of(self, rows: Tensor) -> Tensor | PackedBits:
+    def inner_of(self, rows: Tensor) -> Tensor | PackedBits | QuantizedRows:
         """What ``down`` takes, of rows ``[T, N]``."""
+        if self.activation is None and self.down.takes_codes and self.up.takes_codes:
+            return cast(QuantizedRows, self.up.forward_codes(rows))
         inner: Tensor = self.up(rows)
         return inner if self.activation is None else self.activation(inner)
 

@@ -17,8 +17,10 @@ from ._attn_varlen import attn_varlen, head_dims
 from ._bias_gelu import bias_gelu_
 from ._gather_rows import gather_rows
 from ._linear_binary import linear_binary, linear_binary_bits
-from ._linear_dense import linear_dense, pack_dense, unpack_dense
+from ._linear_dense import PANEL, linear_dense, pack_dense, unpack_dense
 from ._linear_grouped import (
+    FIELDS,
+    GROUP_SIZES,
     grouped_offsets,
     grouped_totals,
     linear_grouped,
@@ -33,6 +35,9 @@ from ._quantize_rows import quantize_rows
 from .shared.operator import register_namespace
 
 __all__ = [
+    "FIELDS",
+    "GROUP_SIZES",
+    "PANEL",
     "attn_binary",
     "attn_tiles",
     "attn_varlen",

@@ -1,6 +1,7 @@
-"""Packed batches: which rows belong to which text, and rows of bits."""
+"""Packed batches: which rows belong to which text, rows of bits, and rows of codes."""
 
 from .batch import PackedBatch
 from .bits import PackedBits
+from .codes import QuantizedRows
 
-__all__ = ["PackedBatch", "PackedBits"]
+__all__ = ["PackedBatch", "PackedBits", "QuantizedRows"]

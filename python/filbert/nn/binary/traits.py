@@ -13,6 +13,7 @@ class OneBitLinear:
     """The answers; see :mod:`filbert.nn.layer`."""
 
     takes_bits = True
+    takes_codes = False
     keeps_weight = False
     wants_row_blocks = False
     #: a row's bits depend on that row alone

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ... import ops
 from ...packed.batch import PackedBatch
 from ..row_blocks import by_blocks
-from .linear import PackedLinear
 
 __all__ = ["DenseAttention", "pad_heads"]
 
@@ -32,7 +31,8 @@ class DenseAttention(nn.Module):
     """One product for query, key and value, or the query's apart, and :func:`filbert.attn_varlen`.
 
     Args:
-        linears: query, key and value in one layer, N to 3*H*D; or the query's, and key and value.
+        linears: of a dense or a grouped kind: query, key and value in one layer, N to 3*H*D; or the
+            query's, and key and value.
         heads: H.
         scale: of the scores.
         head_padding: zeros at the end of each head, which belong to D. They lie in the weights and
@@ -47,14 +47,14 @@ class DenseAttention(nn.Module):
 
     def __init__(
         self,
-        linears: Sequence[PackedLinear],
+        linears: Sequence[Any],
         heads: int,
         scale: float,
         *,
         head_padding: int = 0,
     ) -> None:
         super().__init__()
-        self.query: PackedLinear | None = None
+        self.query: Any = None
         if len(linears) == 2:
             self.query, self.key_value = linears
         else:
@@ -139,5 +139,7 @@ class DenseAttention(nn.Module):
     @classmethod
     def from_config(cls, config: dict[str, Any], out: Any) -> DenseAttention:
         """The inverse of :meth:`config`."""
-        linears = [PackedLinear.from_config(linear) for linear in config["linears"]]
+        from ..kinds import linear_from_config
+
+        linears = [linear_from_config(linear) for linear in config["linears"]]
         return cls(linears, config["heads"], config["scale"], head_padding=config["head_padding"])

@@ -92,6 +92,8 @@ class PackedLinear(nn.Module):
     """
 
     takes_bits = False
+    #: rows of 8-bit codes may be given, and be asked for
+    takes_codes = False
     #: :meth:`dense_weights` gives back what was packed
     keeps_weight = True
     bias: Tensor | None

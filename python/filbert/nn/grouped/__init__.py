@@ -1,0 +1,1 @@
+"""Linear layers of 2, 3, 4, 6 and 8 bits."""
