@@ -68,6 +68,14 @@ FILBERT_LIBRARY(m) {
       "norm_bias=None, float eps=0.0, str dtype='float32') -> (Tensor rows, Tensor codes, Tensor "
       "scale, Tensor zero)");
 
+  // ids [T], codes [V,N] or, of 4 bits, [V,ceil(N/2)], scale [V], norm_weight and norm_bias [N] ->
+  // [T,N]
+  m.def(
+      "embedding_grouped(Tensor ids, Tensor codes, Tensor scale, SymInt width, Tensor? "
+      "position_ids=None, Tensor? position_codes=None, Tensor? position_scale=None, Tensor? "
+      "type_ids=None, Tensor? type_codes=None, Tensor? type_scale=None, Tensor? norm_weight=None, "
+      "Tensor? norm_bias=None, float eps=0.0, str dtype='float32') -> Tensor");
+
   // x [R,N] of any dtype, index [T] -> [T,N]
   m.def("gather_rows(Tensor x, Tensor index) -> Tensor");
 

@@ -41,6 +41,7 @@ REGISTERS = {
     r"attn_binary_kernel": 168,
     r"pack_bits_kernel": 64,
     r"quantize_rows_kernel": 64,
+    r"embedding_grouped_kernel": 64,
     r"linear_grouped_kernel<4, 2, 2, 4, \d, false>": 128,
     r"linear_grouped_kernel<2, 2, 1, 2, .*>": 96,
     r"linear_grouped_few_kernel": 64,
@@ -61,7 +62,7 @@ class Kernel:
     def name(self) -> str:
         """``attn_varlen_kernel<fp16, 64, false>``, from the mangled name."""
         for name in re.findall(
-            r"\d((?:attn|norm|bias|gather|linear|pack|quantize)\w*?_kernel)", self.mangled
+            r"\d((?:attn|norm|bias|embedding|gather|linear|pack|quantize)\w*?_kernel)", self.mangled
         ):
             rest = self.mangled.partition(name)[2]
             values = re.findall(r"\d(fp16|bf16|Bit)E|Li(\d+)E|Lb([01])E", rest)

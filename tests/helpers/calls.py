@@ -70,6 +70,12 @@ CALLS = {
     "linear_grouped_codes": lambda: (
         ops.linear_grouped_codes, grouped_operands(), grouped_weight()
     ),
+    "embedding_grouped": lambda: (
+        ops.embedding_grouped,
+        {"scale": normal(6), "norm_weight": normal(8), "norm_bias": normal(8)},
+        {"ids": torch.zeros(5, dtype=torch.int64),
+         "codes": torch.zeros(6, 8, dtype=torch.uint8), "width": 8},
+    ),
     # integers only, which cannot require a gradient
     "attn_tiles": lambda: (
         ops.attn_tiles, {}, {"cu_seqlens_q": CU, "cu_seqlens_k": CU, "rows_q": 5, "rows_k": 5}

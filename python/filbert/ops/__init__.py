@@ -15,6 +15,7 @@ from ._attn_binary import attn_binary, softmax_table
 from ._attn_tiles import attn_tiles
 from ._attn_varlen import attn_varlen, head_dims
 from ._bias_gelu import bias_gelu_
+from ._embedding_grouped import embedding_grouped, pack_table, unpack_table
 from ._gather_rows import gather_rows
 from ._linear_binary import linear_binary, linear_binary_bits
 from ._linear_dense import PANEL, linear_dense, pack_dense, unpack_dense
@@ -42,6 +43,7 @@ __all__ = [
     "attn_tiles",
     "attn_varlen",
     "bias_gelu_",
+    "embedding_grouped",
     "gather_rows",
     "grouped_offsets",
     "grouped_totals",
@@ -59,10 +61,12 @@ __all__ = [
     "pack_dense",
     "pack_grouped",
     "pack_groups",
+    "pack_table",
     "quantize_rows",
     "softmax_table",
     "unpack_dense",
     "unpack_grouped",
+    "unpack_table",
 ]
 
 if _load.have_ops():
