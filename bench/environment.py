@@ -21,7 +21,8 @@ from . import gpu
 
 #: the instruction sets that decide which kernels run
 FLAGS = (
-    "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "avx_ne_convert"
+    "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "amx_int8",
+    "amx_bf16", "avx_ne_convert",
 )  # fmt: skip
 PACKAGES = (
     "torch", "transformers", "onnxruntime", "onnx", "openvino", "filbert", "numpy", "matplotlib",

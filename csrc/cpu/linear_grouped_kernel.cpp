@@ -77,6 +77,8 @@ struct Block {
   int32_t* totals = nullptr;       // [column]
   uint8_t* rows = nullptr;         // copied codes, or null
   int32_t* code_sums = nullptr;    // [row][group] where there are offsets, or null
+  char* out = nullptr;             // where the results of the first row go
+  int64_t out_row = 0, size = 0;   // bytes of a row and of an element there
 
   static int64_t units_of(const LinearGroupedArgs& args) {
     return (args.inputs + kGroupedUnit - 1) / kGroupedUnit;
@@ -172,27 +174,63 @@ struct Block {
     for (int64_t first = 0; first < units; first += kChunkUnits) {
       part.units = units - first < kChunkUnits ? units - first : kChunkUnits;
       part.group_units = kScaled ? units / args.groups : part.units;
-      for (int p = 0; p < kTilePanels; ++p) {
-        Way::template unpack<kBits>(args.weight + ((panel + p) * units + first) * kUnitBytes,
-                                    part.units, numbers + p * part.panel_bytes);
-        if constexpr (kScaled) unpack_multipliers(panel, p, first, part);
+      bool folded = false;
+      if constexpr (kScaled) {
+        uint8_t largest = 0;
+        for (int p = 0; p < kTilePanels; ++p) {
+          largest = unpack_multipliers(panel, p, first, part, largest);
+        }
+        folded = Way::kFolds && largest <= kMostInBytes<kBits>;
       }
+      for (int p = 0; p < kTilePanels; ++p) {
+        const uint8_t* from = args.weight + ((panel + p) * units + first) * kUnitBytes;
+        uint8_t* to = numbers + p * part.panel_bytes;
+        if (folded) {
+          unpack_products<kBits>(from, part.units, multipliers + p * part.multiplier_panel,
+                                 part.group_units, to);
+        } else {
+          Way::template unpack<kBits>(from, part.units, to);
+        }
+      }
+      if (folded) part.group_units = part.units;
+      const bool last = first + part.units == units;
       for (int64_t t = 0; t < tiles; ++t) {
         // Rows are dealt out evenly: 16 rows are 6 + 5 + 5, and not 6 + 6 + 4.
-        const int64_t begin = t * count / tiles, height = (t + 1) * count / tiles - begin;
-        tile_of<Way, kStep, kTilePanels, kScaled>(
-            height, a + begin * a_row + first * kGroupedUnit * Way::kCodeBytes, a_row, part,
-            sums + begin * kTilePanels * kColumns);
+        const int64_t begin = t * count / tiles, end = (t + 1) * count / tiles;
+        if (last)
+          claim(out + begin * out_row + panel * kColumns * size, end - begin, out_row,
+                kTilePanels * kColumns * size);
+        const uint8_t* codes = a + begin * a_row + first * kGroupedUnit * Way::kCodeBytes;
+        int32_t* to = sums + begin * kTilePanels * kColumns;
+        if (folded) {
+          tile_of<Way, kStep, kTilePanels, false>(end - begin, codes, a_row, part, to);
+        } else {
+          tile_of<Way, kStep, kTilePanels, kScaled>(end - begin, codes, a_row, part, to);
+        }
       }
     }
   }
 
-  void unpack_multipliers(int64_t panel, int p, int64_t first_unit, const Part& part) const {
+  // Asks for the lines of the result that are about to be written: while sums are made they come,
+  // to be owned, from wherever they were.
+  static FILBERT_INLINE void claim(const char* rows, int64_t count, int64_t row, int64_t bytes) {
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(rows + r * row + at, 1, 3);
+    }
+  }
+
+  // Those of a part of a panel. Gives the largest of them and of `largest`.
+  uint8_t unpack_multipliers(int64_t panel, int p, int64_t first_unit, const Part& part,
+                             uint8_t largest) const {
     const int64_t first = first_unit / part.group_units;
     const uint8_t* from = args.multiplier + ((panel + p) * args.groups + first) * kColumns;
     int32_t* to = multipliers + p * part.multiplier_panel;
     const int64_t count = part.units / part.group_units * kColumns;
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i] * Way::kOne;
+    for (int64_t i = 0; i < count; ++i) {
+      to[i] = from[i] * Way::kOne;
+      largest = from[i] > largest ? from[i] : largest;
+    }
+    return largest;
   }
 
   // Scale and total of the strip's outputs; 0 for those that are not there.
@@ -214,6 +252,9 @@ struct Block {
       a_row = row_bytes(args);
     }
     if (args.offset) sum_codes(block.codes, count);
+    this->out = reinterpret_cast<char*>(out);
+    size = sizeof(Out);
+    out_row = args.outputs * size;
     const T* residual = static_cast<const T*>(args.norm_weight ? nullptr : args.residual);
     const Epilogue<float, T, Out> finish{
         args.bias,         residual ? residual + block.row_begin * args.residual_row : nullptr,

@@ -41,8 +41,10 @@ def weight_of(
     zeros: bool = False,
     codes: Tensor | None = None,
     exact: bool = True,
+    small: bool = False,
 ) -> Weight:
-    """Random codes, multipliers and zeros. With ``exact`` scales are powers of two."""
+    """Random codes, multipliers and zeros. With ``exact`` scales are powers of two; with ``small``
+    the products of multipliers and numbers are bytes."""
     if codes is None:
         codes = integers(0, 1 << bits, outputs, inputs)
     codes = codes.to(torch.uint8)
@@ -50,7 +52,9 @@ def weight_of(
     multiplier = zero = None
     if group is not None:
         multiplier = integers(0, 256, outputs, groups, seed=1).to(torch.uint8)
-        if bits == 8:  # so that no sum can exceed int32
+        if small:
+            multiplier = multiplier % ((127 >> (bits - 1)) + 1)
+        elif bits == 8:  # so that no sum can exceed int32
             multiplier = multiplier >> 5
     if zeros:
         zero = integers(0, 1 << bits, outputs, groups, seed=2).to(torch.uint8)

@@ -111,7 +111,9 @@ def test_an_operand_on_another_device(name):
     function, floats, others = CALLS[name]()
     operands = {**floats, **{k: v for k, v in others.items() if isinstance(v, torch.Tensor)}}
     rest = {k: v for k, v in others.items() if k not in operands}
-    first, *more = sorted(operands, key=lambda k: k not in ("x", "q", "words", "cu_seqlens_q", "ids"))
+    first, *more = sorted(
+        operands, key=lambda k: k not in ("x", "q", "words", "cu_seqlens_q", "ids")
+    )
     for moved in more:
         words = rf"{name}: device of {moved}; got meta; need cpu, .*{moved}\.to\('cpu'\)"
         with pytest.raises(RuntimeError, match=words):

@@ -47,10 +47,11 @@ def test_sums_are_exact(backend, shape, bits):
 @pytest.mark.every_order
 @all_bits
 @pytest.mark.parametrize("zeros", [False, True], ids=["", "zeros"])
+@pytest.mark.parametrize("small", [False, True], ids=["", "small"])
 @pytest.mark.parametrize("group", [32, 64, 128, None])
-def test_groups_along_the_inputs(backend, bits, group, zeros):
+def test_groups_along_the_inputs(backend, bits, group, zeros, small):
     for rows, inputs, outputs in ((1, 128, 20), (3, 768, 33), (14, 640, 16), (33, 1152, 40)):
-        weight = weight_of(outputs, inputs, bits, group=group, zeros=zeros)
+        weight = weight_of(outputs, inputs, bits, group=group, zeros=zeros, small=small)
         codes, scale, zero = code_rows(rows, inputs)
         ours = linear_grouped(codes, x_scale=scale, x_zero=zero, **weight.given)
         exact = sums_of(codes, zero, weight)

@@ -1,7 +1,8 @@
 // Three ways to multiply rows of codes with a part of some panels, all exact.
 //
 //   way      instructions for 4 inputs of a vector of outputs      where
-//   Quads    1: vpdpbusd                                           VNNI
+//   Quads    1: vpdpbusd; vpmulld, vpaddd once a group, unless     VNNI
+//            the multipliers go into the numbers
 //   Chains   2 + 2 / chain: vpmaddubsw, vpaddw; then vpmaddwd,     AVX2 and AVX-512 without VNNI,
 //            vpaddd once a chain                                   2 to 6 bits
 //   Halves   4: twice vpmaddwd, vpaddd                             the others, and 8 bits there
@@ -71,6 +72,7 @@ struct Quads {
   static constexpr int kRows = FILBERT_VECTOR_BYTES == 64 ? 12 : 6;
   static constexpr int64_t kCodeBytes = 1;  // of an element of a row
   static constexpr int64_t kNumberBytes = 1;
+  static constexpr bool kFolds = true;  // small multipliers go into the numbers
   static constexpr int32_t kOne = 1;  // what multipliers are multiplied with when they are unpacked
 
   template <int kBits>
@@ -143,6 +145,7 @@ struct Chains {
   static constexpr int kRows = FILBERT_VECTOR_BYTES == 64 ? 6 : 4;
   static constexpr int64_t kCodeBytes = 1;
   static constexpr int64_t kNumberBytes = 1;
+  static constexpr bool kFolds = false;
   static constexpr int32_t kOne = 0x10001;  // a pair of halves
 
   template <int kBits>
@@ -230,6 +233,7 @@ struct Halves {
   static constexpr int kRows = FILBERT_VECTOR_BYTES == 64 ? 8 : FILBERT_VECTOR_BYTES == 32 ? 4 : 2;
   static constexpr int64_t kCodeBytes = 2;
   static constexpr int64_t kNumberBytes = 2;
+  static constexpr bool kFolds = false;
   static constexpr int32_t kOne = 1;
 
   template <int kBits>

@@ -21,9 +21,9 @@ FILBERT_INLINE VecU fields_of(const uint8_t* fields, int q, int part) {
   return (v >> (q / kBits * kBits)) & kMask;
 }
 
-// The numbers of quad q of a unit, in the part-th vector of its 64 bytes.
+// The codes of quad q of a unit, in the part-th vector of its 64 bytes.
 template <int kBits>
-FILBERT_INLINE VecU numbers_of(const uint8_t* unit, int q, int part) {
+FILBERT_INLINE VecU codes_of(const uint8_t* unit, int q, int part) {
   VecU codes;
   if constexpr (kBits == 8) {
     codes = load_bytes(unit + q * kQuadBytes + part * FILBERT_VECTOR_BYTES);
@@ -34,6 +34,13 @@ FILBERT_INLINE VecU numbers_of(const uint8_t* unit, int q, int part) {
   } else {
     codes = fields_of<kBits>(unit, q, part);
   }
+  return codes;
+}
+
+// The same as numbers.
+template <int kBits>
+FILBERT_INLINE VecU numbers_of(const uint8_t* unit, int q, int part) {
+  const VecU codes = codes_of<kBits>(unit, q, part);
   return (VecU)((VecUB)codes - static_cast<uint8_t>(1 << (kBits - 1)));
 }
 
@@ -54,7 +61,36 @@ void unpack_bytes(const uint8_t* from, int64_t units, uint8_t* to) {
   }
 }
 
-// The same to halves of 16 bits [quad][2][16][2]: inputs 0 and 2 of a quad, then 1 and 3.
+// The largest multiplier of which the products with all numbers are bytes.
+template <int kBits>
+constexpr int32_t kMostInBytes = 127 >> (kBits - 1);
+
+// As unpack_bytes, times a multiplier of each output, [unit / group_units][16], at most
+// kMostInBytes. Four codes of a lane are multiplied at once: no product reaches the next byte.
+template <int kBits>
+void unpack_products(const uint8_t* from, int64_t units, const int32_t* multipliers,
+                     int64_t group_units, uint8_t* to) {
+  for (int64_t u = 0; u < units; ++u) {
+    VecU by[kQuadVectors], zero[kQuadVectors];
+    for (int part = 0; part < kQuadVectors; ++part) {
+      by[part] = (VecU)load(multipliers + u / group_units * 16 + part * kLanes);
+      zero[part] = by[part] * (0x01010101u << (kBits - 1));
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < kQuads; ++q) {
+#pragma GCC unroll 4
+      for (int part = 0; part < kQuadVectors; ++part) {
+        const VecU products = codes_of<kBits>(from, q, part) * by[part];
+        store_bytes(to + q * kQuadBytes + part * FILBERT_VECTOR_BYTES,
+                    (VecU)((VecUB)products - (VecUB)zero[part]));
+      }
+    }
+    from += kBits * kGroupedUnitBytes;
+    to += kQuads * kQuadBytes;
+  }
+}
+
+// As unpack_bytes, to halves of 16 bits [quad][2][16][2]: inputs 0 and 2 of a quad, then 1 and 3.
 template <int kBits>
 void unpack_halves(const uint8_t* from, int64_t units, uint8_t* to) {
   for (int64_t u = 0; u < units; ++u) {

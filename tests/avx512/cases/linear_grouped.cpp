@@ -55,7 +55,7 @@ struct Problem {
         [&](int64_t) { return s.extreme ? 255 : static_cast<uint8_t>(random.word() >> 9); });
     codes.fill([&](int64_t i) { return s.extreme ? 255 : byte(i); });
     multiplier.fill([&](int64_t) {
-      return s.extreme ? 255 >> (s.bits / 2) : static_cast<uint8_t>(random.integer(0, 9));
+      return s.extreme ? 255 >> (s.bits / 2) : static_cast<uint8_t>(random.integer(0, s.offsets ? 9 : 99));
     });
     offset.fill([&](int64_t) { return static_cast<int32_t>(random.integer(-50, 50)); });
     scale.fill([&](int64_t) { return static_cast<float>(random.normal() / 256); });
