@@ -15,7 +15,7 @@ from filbert import EncoderPlan, LayerPlan, PackedBatch
 from filbert.compress.quantize import gptq, half_quadratic, quantization_report, round_to_nearest
 from filbert.compress.quantize.calibration import Moments, caller_of, input_moments
 from filbert.compress.quantize.rounding import most_multiplier, steps_of
-from filbert.nn import GroupedWeight, LinearGrouped, PackedEncoder, load_encoder
+from filbert.nn import EmbeddingGrouped, GroupedWeight, LinearGrouped, PackedEncoder, load_encoder
 from filbert.ops import quantize_rows
 from filbert.packed.codes import QuantizedRows
 from models import build
@@ -230,7 +230,7 @@ SIZES = {"distilbert": {"dim": 64, "n_heads": 2, "hidden_dim": 128}}
 def test_a_model_with_8_bits_is_nearly_the_same(family):
     model = build(family, **SIZES.get(family, SIZE))
     expected = outputs(model)
-    assert filbert.quantize(model, 8) is model
+    assert filbert.quantize(model, 8, embed_bits=None) is model
     assert_cosine(outputs(model), expected.double(), 0.9995)
     text = str(filbert.report(model))
     assert "linear_grouped 8 bits + gelu" in text
@@ -246,7 +246,7 @@ def test_methods(method):
     model = build("bert", **SIZE)
     expected = outputs(model)
     calibration = samples() if method == "gptq" else None
-    filbert.quantize(model, 4, method=method, calibration=calibration)
+    filbert.quantize(model, 4, embed_bits=None, method=method, calibration=calibration)
     assert_cosine(outputs(model), expected.double(), 0.97 if method == "gptq" else 0.95)
     rows = quantization_report(model).rows
     assert all((row.of_results is not None) == (method == "gptq") for row in rows)
@@ -287,6 +287,46 @@ def test_copies_and_other_dtypes():
     assert_exact(outputs(pickle.loads(pickle.dumps(model))), expected)
     assert_cosine(outputs(model.bfloat16()).float(), expected.double(), 0.995)
     assert type(model.encoder.layers[0].out).__name__ == "LinearGrouped"
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+def test_embedding_tables(family, bits):
+    model = build(family, **SIZE)
+    before = {n: m.weight.clone() for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    expected = outputs(model)
+    filbert.quantize(model, 8, embed_bits=bits)
+    tables = {n: m for n, m in model.named_modules() if isinstance(m, EmbeddingGrouped)}
+    assert set(tables) == set(before)
+    assert_cosine(outputs(model), expected.double(), 0.999 if bits == 8 else 0.97)
+    rows = {row.name: row for row in quantization_report(model)}
+    for name, table in before.items():
+        assert tables[name].bits == bits
+        assert rows[name].error < (0.01 if bits == 8 else 0.15)
+        step = table.abs().amax(1, keepdim=True) / (127 if bits == 8 else 7)
+        assert bool(((tables[name].weight - table).abs() <= 0.5001 * step).all())
+    assert f"embedding_grouped {bits} bits" in str(filbert.report(model))
+    after = outputs(model)
+    assert_exact(outputs(copy.deepcopy(model)), after)
+    model.load_state_dict(model.state_dict())
+    assert_exact(outputs(model), after)
+    assert outputs(copy.deepcopy(model).half().float()).dtype == torch.float32
+    with pytest.raises(RuntimeError, match="ids; got 97; need 0 to 96"):
+        model(input_ids=torch.tensor([[97]]))
+    state = {name: t.clone() for name, t in model.state_dict().items()}
+    filbert.revert(model)
+    for name in before:
+        assert_exact(model.get_submodule(name).weight, state[f"{name}.weight"])
+
+
+def test_a_table_that_is_also_a_head_stays():
+    model = build("bert", "MaskedLM", **SIZE)
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+    filbert.quantize(model, 8)
+    assert type(model.bert.embeddings.word_embeddings) is nn.Embedding
+    assert type(model.bert.embeddings.position_embeddings) is EmbeddingGrouped
+    with pytest.raises(ValueError, match="embed_bits: got 6, need 8, 4 or None"):
+        filbert.quantize(build("bert", **SIZE), 8, embed_bits=6)
 
 
 def test_new_weights_must_be_quantized_again():

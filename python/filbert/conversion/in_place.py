@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..nn.build import QuantizedParts
+from ..nn.grouped.embedding import EmbeddingGrouped
 from ..plan import EncoderPlan, PackedEncoderConfig
 from .hugging_face.holders import module_of
 from .probe import Example, difference, make_example
@@ -163,7 +164,8 @@ def convert_quantized(
 
 
 def revert(model: Model) -> Model:
-    """Puts the original encoders back, in place, with bitwise the weights they had.
+    """Puts the original encoders back, in place, with bitwise the weights they had; those of
+    :func:`filbert.quantize` have the numbers that their codes stand for, and so have embeddings.
 
     Does nothing to a model that is not converted. Returns ``model``.
 
@@ -186,6 +188,9 @@ def revert(model: Model) -> Model:
         encoder.unpack_weights()
         encoder.original.train(encoder.training)
         _replace(module, encoder, encoder.original)
+    tables = {m for m in module.modules() if isinstance(m, EmbeddingGrouped)}
+    for table in tables:
+        _replace(module, table, table.dense().train(table.training))
     if swapped:
         drop_capture_hooks(module)
     return model

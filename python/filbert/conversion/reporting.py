@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .. import _load
+from ..nn.grouped.embedding import EmbeddingGrouped
 from .swap import SwappedEncoder
 
 __all__ = ["Report", "ReportRow", "left_alone", "rows_of_encoder"]
@@ -134,8 +135,12 @@ def rows_of_encoder(name: str, encoder: SwappedEncoder) -> list[ReportRow]:
 def left_alone(name: str, module: nn.Module, reason: str) -> ReportRow:
     """The row of a module that was not converted."""
     size = sum(p.numel() * p.element_size() for p in module.parameters())
+    tables = [m for m in module.modules() if isinstance(m, EmbeddingGrouped)]
+    kinds = dict.fromkeys(table.kernel for table in tables)
     kind = type(module).__name__
-    return ReportRow(name, kind, kind, "torch", size, reason)
+    return ReportRow(
+        name, kind, kind, ", ".join(["torch", *kinds]), size + sum(t.nbytes for t in tables), reason
+    )
 
 
 def _join(names: list[str]) -> str:

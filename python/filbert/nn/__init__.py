@@ -14,6 +14,7 @@ from .dense.attention import DenseAttention
 from .dense.linear import PackedLinear
 from .encoder import PackedEncoder
 from .file import load_encoder
+from .grouped.embedding import EmbeddingGrouped
 from .grouped.linear import LinearGrouped
 from .grouped.weight import GroupedWeight
 from .layer import EncoderLayer, FeedForward, RowNorm
@@ -27,6 +28,7 @@ __all__ = [
     "BinaryFeedForward",
     "DenseAttention",
     "DotPacker",
+    "EmbeddingGrouped",
     "EncoderLayer",
     "FeedForward",
     "GroupedWeight",

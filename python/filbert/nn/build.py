@@ -83,12 +83,19 @@ def _why_not_grouped(
         reasons.append(f"grouped {slot}: got {bits} bits, need the same for query, key and value")
     for name in names:
         weight = getattr(parts, name).weight.detach()
-        if not torch.equal(quantized[name].to(weight.device).dequantize(weight.dtype), weight):
+        if not _same_numbers(quantized[name].to(weight.device), weight):
             reasons.append(
                 f"grouped {slot}: the weight of {name} is not what was quantized; try "
                 "filbert.quantize again"
             )
     return reasons
+
+
+def _same_numbers(quantized: GroupedWeight, weight: Tensor) -> bool:
+    """Whether ``weight`` is what the codes stand for, perhaps after a cast to 16 bits and back."""
+    numbers = quantized.dequantize()
+    casts = dict.fromkeys((weight.dtype, torch.float16, torch.bfloat16))
+    return any(torch.equal(numbers.to(cast).to(weight.dtype), weight) for cast in casts)
 
 
 class _Builder:

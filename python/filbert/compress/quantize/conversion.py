@@ -6,6 +6,7 @@ Paper: Q-BERT, arXiv 1909.05840.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from ...conversion.hugging_face.holders import module_of
 from ...conversion.hugging_face.layers import read_encoder
 from ...conversion.in_place import convert, convert_quantized, encoders_of, revert
 from ...nn.build import QuantizedParts
+from ...nn.grouped.embedding import EmbeddingGrouped
 from ...nn.grouped.weight import GroupedWeight
 from ...nn.parts import LayerParts
 from ...ops import FIELDS
@@ -59,6 +61,7 @@ def quantize(
     bits: Bits = 4,
     *,
     group: int | str | None = "auto",
+    embed_bits: int | None = 8,
     method: str | None = None,
     calibration: Iterable[Sample] | None = None,
     tokenizer: Any = None,
@@ -70,8 +73,9 @@ def quantize(
     As :func:`filbert.convert`, with :class:`filbert.nn.LinearGrouped` for the linear layers: rows
     become 8-bit codes on the way in, sums are exact integers. What the model computes changes; its
     float weights become those that the codes stand for, and the old ones are gone. With calibration
-    biases take what rounding does to the mean of a layer's results. Embeddings, LayerNorms, poolers
-    and heads stay as they are.
+    biases take what rounding does to the mean of a layer's results. Embedding tables become codes
+    too. LayerNorms, poolers and heads stay as they are, and so does a table that is also the weight
+    of a head.
 
     ::
 
@@ -86,6 +90,8 @@ def quantize(
             one or none of them.
         group: inputs that share a multiplier: 32, 64 or 128, or None for one scale for each output,
             as in Q-BERT. ``"auto"``: 64 up to 4 bits where it divides the inputs, else None.
+        embed_bits: 8 or 4 of the embedding tables, rounded to nearest with a scale for each row; or
+            None, which leaves them as they are.
         method: ``"nearest"`` (the range is that of the largest magnitude), ``"mse"`` (the range
             with the least squared error), ``"hqq"`` (half-quadratic, no data), or ``"gptq"``, which
             needs ``calibration``. GPTQ if there is one, else ``"mse"``.
@@ -106,6 +112,8 @@ def quantize(
     """
     module = module_of(model, "quantize")
     method = _method_of(method, calibration)
+    if embed_bits not in (None, 4, 8):
+        raise ValueError(f"embed_bits: got {embed_bits}, need 8, 4 or None")
     # Whatever is refused is refused now, while the weights are what they were.
     convert(module, config)
     revert(module)
@@ -138,8 +146,29 @@ def quantize(
     if len({str(plan.to_dict()) for plan in plans.values()}) != 1:
         raise ValueError("bits: got other kinds for one encoder than for another, need the same")
     convert_quantized(module, next(iter(plans.values())), True, quantized)
+    if embed_bits is not None:
+        rows += list(_quantize_tables(module, embed_bits))
     QuantizationReport(rows, method).attach(module)
     return model
+
+
+def _quantize_tables(model: nn.Module, bits: int) -> Iterator[QuantizedRow]:
+    """Puts tables of codes in the place of those that nobody else holds."""
+    users = Counter(
+        id(p) for m in model.modules() for p in m.parameters(recurse=False) if p is not None
+    )
+    for name, module in list(model.named_modules()):
+        for key, child in list(module.named_children()):
+            plain = type(child) is nn.Embedding and child.max_norm is None
+            if not plain or users[id(child.weight)] != 1:
+                continue
+            with torch.no_grad():
+                table = EmbeddingGrouped.of(child, bits)
+                old = child.weight.float()
+                error = float((table.weight.float() - old).norm() / old.norm().clamp(min=1e-30))
+            module._modules[key] = table.train(child.training)
+            full = f"{name}.{key}" if name else key
+            yield QuantizedRow(full, bits, None, table.nbytes, error, None)
 
 
 def _method_of(method: str | None, calibration: Any) -> str:
