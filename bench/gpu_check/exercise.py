@@ -17,8 +17,11 @@ from torch import Tensor
 
 from filbert.ops._attn_binary import reference_attn_binary
 from filbert.ops._attn_varlen import reference_attn_varlen
+from filbert.ops._embedding_grouped import reference_embedding_grouped
 from filbert.ops._linear_binary import reference_linear_binary, reference_linear_binary_bits
+from filbert.ops._linear_grouped import reference_linear_grouped
 from filbert.ops._pack_bits import reference_pack_bits, reference_pack_codes
+from filbert.ops._quantize_rows import reference_quantize_rows
 from filbert.ops.shared.words import bits_to_words, weight_to_tiles
 
 from ..check import row_error
@@ -164,6 +167,59 @@ def bit_attention(device: str) -> Iterator[Outcome]:
                 yield same(f"attn_binary D={dim} {lengths}", got, right)
 
 
+def few_bits(device: str) -> Iterator[Outcome]:
+    """Rows of 8-bit codes, and the layers and tables of few bits."""
+    from filbert import ops
+
+    for bits in (4, 8):
+        table = ops.pack_table(normal(50, 390, dtype=torch.float32), bits)
+        ids = torch.arange(33) % 50
+        right = reference_embedding_grouped(ids, *table, 390)
+        got = ops.embedding_grouped(ids.to(device), *(t.to(device) for t in table), 390)
+        yield same(f"embedding_grouped {bits} bits", (got,), (right,))
+    for rows, features, outputs in ((5, 128, 40), (40, 768, 80), (300, 256, 130), *large(device)):
+        features -= features % 128
+        x = normal(rows, features, dtype=torch.float32)
+        codes = reference_quantize_rows(x)
+        yield same(f"quantize_rows [{rows}, {features}]", ops.quantize_rows(x.to(device)), codes)
+        gamma, beta = normal(features, dtype=torch.float32, seed=4), torch.zeros(features)
+        total, made, scale, zeros = ops.norm_residual_codes(
+            x.to(device), None, None, gamma.to(device), beta.to(device), 1e-5
+        )
+        # Its own numbers, which another order of sums may have rounded otherwise.
+        right = reference_quantize_rows(total.cpu())
+        yield same(f"norm_residual_codes [{rows}, {features}]", (made, scale, zeros), right)
+        own = dict(zip(("x", "x_scale", "x_zero"), codes, strict=True))
+        there = {name: t.to(device) for name, t in own.items()}
+        for bits in (2, 3, 4, 6, 8):
+            generator = torch.Generator().manual_seed(bits)
+            plain = torch.randint(0, 1 << bits, (outputs, features), generator=generator)
+            plain = plain.to(torch.uint8)
+            for groups in (1, features // 64):
+                shape = (outputs, groups)
+                numbers = torch.randint(0, 1 << bits, shape, generator=generator).to(torch.uint8)
+                multiplier = torch.randint(1, 9, shape, generator=generator).to(torch.uint8)
+                factor = multiplier if groups > 1 else None
+                for zero in (None, numbers):
+                    given = {
+                        "weight": ops.pack_grouped(plain, bits),
+                        "scale": torch.full((outputs,), 2.0**-9),
+                        "totals": ops.grouped_totals(plain, bits, factor, zero),
+                        "multiplier": None if factor is None else ops.pack_groups(factor),
+                        "offset": None if zero is None else ops.grouped_offsets(zero, bits, factor),
+                    }
+                    moved = {n: None if t is None else t.to(device) for n, t in given.items()}
+                    name = f"{bits} bits {groups} groups [{rows}, {features}] to {outputs}"
+                    right = reference_linear_grouped(**own, **given, bits=bits)
+                    got = ops.linear_grouped(**there, **moved, bits=bits)
+                    yield same(f"linear_grouped {name}", (got,), (right,))
+            got = ops.linear_grouped(x.to(device), **moved, bits=bits)
+            yield same(f"linear_grouped of numbers, {name}", (got,), (right,))
+            _, made, scale, zeros = ops.linear_grouped_codes(**there, **moved, bits=bits)
+            right = reference_quantize_rows(right)
+            yield same(f"linear_grouped_codes {name}", (made, scale, zeros), right)
+
+
 def large(device: str) -> list[tuple[int, int, int]]:
     """Rows, inputs and outputs of a binary layer with more large tiles than multiprocessors: a GPU
     makes small tiles of any smaller one. In five columns of tiles, and two stages of inputs."""
@@ -189,7 +245,7 @@ def outcomes(device: str, quick: bool) -> Iterator[Outcome]:
     if quick:
         yield from attention(device, "float16" if device != "cpu" else "float32", (64,), False)
         return
-    calls = [bits(device), bit_attention(device)]
+    calls = [bits(device), bit_attention(device), few_bits(device)]
     for dtype in dtypes_on(device):
         calls += [attention(device, dtype, (dim,), False) for dim in (32, 64, 128, 40)]
         calls += [attention(device, dtype, (64,), True), rows(device, dtype)]

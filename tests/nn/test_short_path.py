@@ -11,8 +11,10 @@ from test_packed_encoder import packed
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from filbert.nn import EncoderLayer, PackedEncoder
+import filbert
+from filbert.nn import EncoderLayer, LinearGrouped, PackedEncoder
 from filbert.packed.batch import PackedBatch
+from models import build
 from tolerances import assert_exact
 
 
@@ -37,6 +39,33 @@ def test_the_short_path_gives_the_bits_of_the_slots(lengths):
         got, _ = layer(rows, batch)
         assert layer._short_path() is not None
         assert_exact(got, by_slots(layer, rows, batch))
+
+
+def few_bits(bits):
+    model = build("bert", hidden_size=64, num_attention_heads=2, intermediate_size=128)
+    filbert.quantize(model, bits)
+    return model.encoder
+
+
+@pytest.mark.parametrize("lengths", [[1], [8], [5, 0, 9, 3]])
+@pytest.mark.parametrize("bits", [3, {"re:attention": 4, "re:.*": None}], ids=["all", "some"])
+def test_layers_of_few_bits_have_one_too(bits, lengths):
+    encoder = few_bits(bits)
+    for layer in encoder.layers:
+        rows, batch = rows_of(encoder, lengths)
+        got, _ = layer(rows, batch)
+        assert layer._short_path() is not None
+        assert_exact(got, by_slots(layer, rows, batch))
+    down = layer.feed_forward.down
+    down.load_state_dict(
+        {n: t.flip(0) if n != "packed" else t for n, t in down.state_dict().items()}
+    )
+    if isinstance(down, LinearGrouped):
+        down.packed = down.packed.flip(0)
+        down.derive()
+    again, _ = layer(rows, batch)
+    assert_exact(again, by_slots(layer, rows, batch))
+    assert got.numel() == 0 or not torch.equal(again, got)
 
 
 def test_a_hook_sees_every_call():

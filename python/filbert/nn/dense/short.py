@@ -1,4 +1,5 @@
-"""The way of a few rows through a dense layer: its operators with nothing between them.
+"""The way of a few rows through a layer of dense or grouped slots: its operators with nothing
+between them.
 
 Getting from slot to slot takes Python about 0.1 ms a layer, which is what the products of one short
 text take. The operators and their operands are the slots' own, so the result is theirs bit for bit.
@@ -6,6 +7,7 @@ text take. The operators and their operands are the slots' own, so the result is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,20 +15,21 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of
 
 from ...packed.batch import PackedBatch
+from ..grouped.linear import LinearGrouped
 from .attention import DenseAttention
 from .backends import FilbertGemm
 from .linear import PackedLinear
 
 __all__ = ["ShortPath"]
 
-#: the operands of one product behind its rows: weight, outputs, bias, activation
-_Product = tuple[Tensor, int, Tensor | None, str]
-#: what follows a product: a LayerNorm's weight, bias and eps
+#: rows, and what follows the product: residual, LayerNorm's weight and bias, and eps
+_Product = Callable[..., Tensor]
+#: a LayerNorm's weight, bias and eps
 _Norm = tuple[Tensor, Tensor, float]
 
 
-class _Operands(NamedTuple):
-    """What the calls of one layer take beside rows."""
+class _Calls(NamedTuple):
+    """What one layer calls."""
 
     projections: tuple[_Product, ...]  # query, key and value; or the query's, and the other two's
     heads: int
@@ -34,32 +37,67 @@ class _Operands(NamedTuple):
     scale: float
     out: _Product
     attn_norm: _Norm
-    up: _Product
-    down: _Product
+    feed_forward: Callable[[Tensor, _Norm], Tensor]
     ffn_norm: _Norm
 
 
 def _product(linear: Any) -> _Product | None:
-    """The operands of a linear module that runs :func:`filbert.linear_dense`, or None."""
+    """The product of a linear module that runs one of filbert's operators, or None."""
+    if type(linear) is LinearGrouped:
+        operands, name = tuple(linear.operands().values()), linear.dtype_name
+        weight, behind = operands[:4], operands[4:]
+        grouped = torch.ops.filbert.linear_grouped.default
+
+        def of_few_bits(
+            x: Tensor, residual: Any = None, gamma: Any = None, beta: Any = None, eps: float = 0.0
+        ) -> Tensor:
+            return grouped(x, *weight, None, None, *behind, residual, gamma, beta, eps, name)
+
+        return of_few_bits
     if type(linear) is not PackedLinear or not isinstance(linear._backend, FilbertGemm):
         return None
-    backend = linear._backend
-    return backend.packed, backend.outputs, linear.bias, linear.activation or "none"
+    packed, outputs = linear._backend.packed, linear._backend.outputs
+    bias, activation = linear.bias, linear.activation or "none"
+    dense = torch.ops.filbert.linear_dense.default
+
+    def of_floats(
+        x: Tensor, residual: Any = None, gamma: Any = None, beta: Any = None, eps: float = 0.0
+    ) -> Tensor:
+        return dense(x, packed, outputs, bias, activation, residual, gamma, beta, eps)
+
+    return of_floats
+
+
+def _feed_forward(up: Any, down: Any) -> Callable[[Tensor, _Norm], Tensor] | None:
+    """Both products of a feed-forward part, with codes between them where both have few bits."""
+    first, second = _product(up), _product(down)
+    if first is None or second is None:
+        return None
+    if type(up) is LinearGrouped and type(down) is LinearGrouped:
+        ups, downs = (tuple(linear.operands().values()) for linear in (up, down))
+        to_codes = torch.ops.filbert.linear_grouped_codes.default
+        of_codes, name = torch.ops.filbert.linear_grouped.default, down.dtype_name
+
+        def by_codes(rows: Tensor, norm: _Norm) -> Tensor:
+            _, codes, scale, zero = to_codes(rows, *ups[:4], None, None, *ups[4:])
+            return of_codes(codes, *downs[:4], scale, zero, *downs[4:], rows, *norm, name)
+
+        return by_codes
+    return lambda rows, norm: second(first(rows), rows, *norm)
 
 
 class ShortPath:
     """See the module. Made of a layer as it is; a layer that changes makes another."""
 
-    def __init__(self, operands: _Operands, layer: nn.Module) -> None:
-        self._operands = operands
-        self._linear = torch.ops.filbert.linear_dense.default
+    def __init__(self, calls: _Calls, layer: nn.Module) -> None:
+        self._calls = calls
         self._attention = torch.ops.filbert.attn_varlen.default
         # What it was made of: a part may be replaced later, and so may a linear module's weight.
         modules = list(layer.modules())
         self._parts = [(m._modules, name) for m in modules for name in m._modules]
         self._there = [parts[name] for parts, name in self._parts]
-        self._linears = [m for m in modules if isinstance(m, PackedLinear)]
-        self._backends = [linear._backend for linear in self._linears]
+        self._linears = [m for m in modules if isinstance(m, (PackedLinear, LinearGrouped))]
+        self._held = [_held_by(linear) for linear in self._linears]
         # The dicts themselves: a hook that is put on later is in one of them.
         passed = [m for m in modules if m is not layer]
         self._hooks = [h for m in passed for h in (m._forward_hooks, m._forward_pre_hooks)]
@@ -73,29 +111,32 @@ class ShortPath:
         if type(attention) is not DenseAttention or feed_forward.activation is not None:
             return None
         projections = [_product(linear) for _, linear in attention.linears()]
-        out, up, down = map(_product, (layer.out, feed_forward.up, feed_forward.down))
+        out, ffn = _product(layer.out), _feed_forward(feed_forward.up, feed_forward.down)
         norms = [(n.weight, n.bias, n.eps) for n in (layer.attn_norm, layer.ffn_norm)]
-        found = [*projections, out, up, down]
-        if any(product is None for product in found) or any(norm[0] is None for norm in norms):
+        if any(call is None for call in (*projections, out, ffn)):
             return None
-        operands = _Operands(
+        if any(norm[0] is None for norm in norms):
+            return None
+        calls = _Calls(
             tuple(projections), attention.num_heads, attention.head_dim,  # type: ignore[arg-type]
-            attention.scale, out, norms[0], up, down, norms[1],  # type: ignore[arg-type]
+            attention.scale, out, norms[0], ffn, norms[1],  # type: ignore[arg-type]
         )  # fmt: skip
-        return cls(operands, layer)
+        return cls(calls, layer)
 
     @property
     def open(self) -> bool:
         """Whether the modules that it passes by are those it was made of, and nobody watches."""
         if any(self._hooks) or [parts[name] for parts, name in self._parts] != self._there:
             return False
-        return [linear._backend for linear in self._linears] == self._backends
+        return all(
+            _held_by(linear) is held for linear, held in zip(self._linears, self._held, strict=True)
+        )
 
     def __call__(self, rows: Tensor, batch: PackedBatch) -> Tensor:
         """Rows ``[T, N]`` to ``[T, N]``; T may be more than the batch's rows."""
-        linear, o = self._linear, self._operands
+        o = self._calls
         shape = (o.heads, o.head_dim)
-        made = [linear(rows, *p, None, None, None, 0.0) for p in o.projections]
+        made = [product(rows) for product in o.projections]
         if len(made) == 1:
             q, k, v = made[0].view(-1, 3, *shape).unbind(1)
         else:
@@ -107,6 +148,10 @@ class ShortPath:
         context, _ = self._attention(
             q, k, v, cu, cu, longest, longest, o.scale, None, -1, -1, batch.key_bias, None
         )
-        mixed = linear(context.flatten(1), *o.out, rows, *o.attn_norm)
-        inner = linear(mixed, *o.up, None, None, None, 0.0)
-        return linear(inner, *o.down, mixed, *o.ffn_norm)
+        mixed = o.out(context.flatten(1), rows, *o.attn_norm)
+        return o.feed_forward(mixed, o.ffn_norm)
+
+
+def _held_by(linear: Any) -> Any:
+    """What a linear module computes with: another object where its weight is another."""
+    return linear.totals if isinstance(linear, LinearGrouped) else linear._backend

@@ -100,6 +100,11 @@ class LinearGrouped(nn.Module):
         self.totals, self.offset = weight.totals(), weight.offset()
 
     @property
+    def dtype_name(self) -> str:
+        """``compute_dtype`` as operators take it."""
+        return str(self.compute_dtype).removeprefix("torch.")
+
+    @property
     def wants_row_blocks(self) -> bool:
         """Whether rows should go through it a block after the other."""
         return self.packed.device.type == "cpu"
@@ -125,6 +130,7 @@ class LinearGrouped(nn.Module):
     def operands(self) -> dict[str, Any]:
         """What :func:`filbert.linear_grouped` takes beside rows and what follows the product."""
         return {
+            # In the order of the operator's arguments, those of the rows left out.
             "weight": self.packed, "scale": self.scale, "totals": self.totals, "bits": self.bits,
             "multiplier": self.multiplier, "offset": self.offset, "bias": self.bias,
             "activation": self.activation or "none",

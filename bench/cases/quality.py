@@ -1,0 +1,105 @@
+"""What weights of few bits lose: the real MiniLM on passages that calibration has not seen.
+
+No times. Embeddings are compared with those of the float model: the mean cosine, and how often a
+search for a passage by one of its sentences finds the same passage first.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ours import compiled_filbert
+from ..results import Row
+from ..runner import Options, matching, say
+from ..timing import Unavailable
+from ..workloads import MINILM, _corpus, minilm_folder, model
+
+NAME = "quality"
+ABOUT = "cosine and search agreement of MiniLM with weights of few bits, on held-out passages"
+REFERENCE = "float32"
+RATE = ("cosine", "mean cosine", 1.0)
+#: passages for calibration; all others are held out
+CALIBRATION = 128
+#: bits, group, method, bits of embeddings
+CONTESTANTS: dict[str, tuple[int, int | str | None, str, int | None]] = {
+    "8 bits": (8, None, "mse", None),
+    "8 bits, GPTQ": (8, None, "gptq", None),
+    "6 bits, GPTQ": (6, None, "gptq", None),
+    "4 bits, groups of 64": (4, 64, "mse", None),
+    "4 bits, groups of 64, HQQ": (4, 64, "hqq", None),
+    "4 bits, a scale for each output, GPTQ": (4, None, "gptq", None),
+    "4 bits, groups of 64, GPTQ": (4, 64, "gptq", None),
+    "4 bits, groups of 64, GPTQ, embeddings 8 bits": (4, 64, "gptq", 8),
+    "4 bits, groups of 32, GPTQ": (4, 32, "gptq", None),
+    "3 bits, groups of 64, GPTQ": (3, 64, "gptq", None),
+    "2 bits, groups of 64, GPTQ": (2, 64, "gptq", None),
+}
+WORKLOADS = {name: name for name in ("minilm-help",)}
+
+
+def _embed(bert: Any, tokenizer: Any, texts: list[str]) -> Tensor:
+    found = []
+    with torch.inference_mode():
+        for at in range(0, len(texts), 32):
+            batch = tokenizer(
+                texts[at : at + 32], padding=True, truncation=True, max_length=256,
+                return_tensors="pt",
+            )  # fmt: skip
+            hidden = bert(**batch).last_hidden_state
+            kept = batch["attention_mask"].unsqueeze(-1)
+            found.append((hidden * kept).sum(1) / kept.sum(1))
+    return F.normalize(torch.cat(found), dim=-1)
+
+
+def _longest_sentence(text: str) -> str:
+    """Not the first one, which often is a heading."""
+    return max(re.split(r"(?<=[.!?])\s+", text)[1:] or [text], key=len)
+
+
+def run(options: Options) -> list[Row]:
+    """Quantizes the model anew for every contestant asked for."""
+    from transformers import AutoTokenizer
+
+    try:
+        filbert, folder = compiled_filbert(), minilm_folder()
+    except Unavailable as error:
+        return [Row("minilm-help", "float32", REFERENCE, REFERENCE, "unavailable", str(error))]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [passage.text for passage in _corpus().help_passages()]
+    random.Random(0).shuffle(texts)
+    seen, held = texts[:CALIBRATION], texts[CALIBRATION:]
+    questions = [_longest_sentence(text) for text in held]
+    base = model(MINILM)
+    right, asked = (_embed(base, tokenizer, part) for part in (held, questions))
+    first = (asked @ right.T).argmax(-1)
+    size = sum(p.numel() * 4 for p in base.parameters())
+    row = Row("minilm-help", "float32", REFERENCE, REFERENCE, "ok", error=0.0)
+    row.figures |= {"cosine": 1.0, "least_cosine": 1.0, "same_first": 1.0, "bytes": float(size)}
+    rows = [row]
+    for name in matching(list(CONTESTANTS), options.baselines or ("*",), "--baseline"):
+        if not options.wants(f"minilm-help/float32/{name}"):
+            continue
+        say(f"  quantizing: {name}")
+        bits, group, method, embed_bits = CONTESTANTS[name]
+        smaller = filbert.quantize(
+            copy.deepcopy(base), bits, group=group, method=method, embed_bits=embed_bits,
+            calibration=seen if method == "gptq" else None, tokenizer=tokenizer,
+        )  # fmt: skip
+        ours, asked = (_embed(smaller, tokenizer, part) for part in (held, questions))
+        cosine = (ours * right).sum(-1)
+        row = Row("minilm-help", "float32", name, REFERENCE, "ok", error=0.0)
+        row.figures |= {
+            "cosine": float(cosine.mean()),
+            "least_cosine": float(cosine.min()),
+            "same_first": float(((asked @ ours.T).argmax(-1) == first).float().mean()),
+            "bytes": float(filbert.quantization_report(smaller).nbytes),
+        }
+        rows.append(row)
+    return rows
