@@ -79,6 +79,7 @@ struct Block {
   int32_t* code_sums = nullptr;    // [row][group] where there are offsets, or null
   char* out = nullptr;             // where the results of the first row go
   int64_t out_row = 0, size = 0;   // bytes of a row and of an element there
+  int64_t panel_end = 0;           // of the block
 
   static int64_t units_of(const LinearGroupedArgs& args) {
     return (args.inputs + kGroupedUnit - 1) / kGroupedUnit;
@@ -194,18 +195,48 @@ struct Block {
       }
       if (folded) part.group_units = part.units;
       const bool last = first + part.units == units;
+      // What is unpacked next: the next part of these panels, or the first one of the next.
+      const int64_t next_panel = last ? panel + kTilePanels : panel;
+      const int64_t next_unit = last ? 0 : first + part.units;
+      const int64_t next_units = last ? units : units - next_unit;
+      const bool more = next_panel < panel_end;
+      const uint8_t* next = args.weight + (next_panel * units + next_unit) * kUnitBytes;
+      const int64_t bytes = (next_units < kChunkUnits ? next_units : kChunkUnits) * kUnitBytes;
+      part.ahead_panel = more && next_panel + kTilePanels <= panel_end ? units * kUnitBytes : 0;
       for (int64_t t = 0; t < tiles; ++t) {
         // Rows are dealt out evenly: 16 rows are 6 + 5 + 5, and not 6 + 6 + 4.
         const int64_t begin = t * count / tiles, end = (t + 1) * count / tiles;
         if (last)
           claim(out + begin * out_row + panel * kColumns * size, end - begin, out_row,
                 kTilePanels * kColumns * size);
+        if (more) {
+          look_ahead<kTilePanels>(part, next + t * bytes / tiles, bytes / tiles,
+                                  Way::turns(part.units, end - begin));
+        } else {
+          part.ahead = numbers, part.ahead_turn = 0;
+        }
         const uint8_t* codes = a + begin * a_row + first * kGroupedUnit * Way::kCodeBytes;
         int32_t* to = sums + begin * kTilePanels * kColumns;
         if (folded) {
           tile_of<Way, kStep, kTilePanels, false>(end - begin, codes, a_row, part, to);
         } else {
           tile_of<Way, kStep, kTilePanels, kScaled>(end - begin, codes, a_row, part, to);
+        }
+      }
+    }
+  }
+
+  // Lets a tile of so many turns ask for `bytes` from `from` on. Lines that its turns would leap
+  // over are asked for here.
+  template <int kTilePanels>
+  static FILBERT_INLINE void look_ahead(Part& part, const uint8_t* from, int64_t bytes,
+                                        int64_t turns) {
+    part.ahead = from;
+    part.ahead_turn = turns ? (bytes + turns - 1) / turns : bytes;
+    for (int64_t leapt = turns ? 64 : 0; leapt < part.ahead_turn; leapt += 64) {
+      for (int p = 0; p < kTilePanels; ++p) {
+        for (int64_t i = 0; i < (turns ? turns : 1); ++i) {
+          __builtin_prefetch(from + p * part.ahead_panel + i * part.ahead_turn + leapt, 0, 2);
         }
       }
     }
@@ -253,6 +284,7 @@ struct Block {
     }
     if (args.offset) sum_codes(block.codes, count);
     this->out = reinterpret_cast<char*>(out);
+    panel_end = block.panel_end;
     size = sizeof(Out);
     out_row = args.outputs * size;
     const T* residual = static_cast<const T*>(args.norm_weight ? nullptr : args.residual);

@@ -38,7 +38,19 @@ struct Part {
   int64_t units;
   int64_t group_units;  // of a group, or `units`
   int64_t chain_quads;  // of a chain, at most
+  // What is unpacked next comes to L2 meanwhile: a line of each panel, `ahead_panel` bytes apart,
+  // in every turn of a tile's loop, and `ahead_turn` bytes further the next time. Asked for all at
+  // once they would take every place that a core has for lines under way.
+  const uint8_t* ahead;
+  int64_t ahead_panel, ahead_turn;
 };
+
+template <int kPanels>
+FILBERT_INLINE void fetch_ahead(const uint8_t*& ahead, const Part& part) {
+#pragma GCC unroll 2
+  for (int p = 0; p < kPanels; ++p) __builtin_prefetch(ahead + p * part.ahead_panel, 0, 2);
+  ahead += part.ahead_turn;
+}
 
 template <int kPanels>
 FILBERT_INLINE const uint8_t* column_at(const Part& part, int j) {
@@ -75,6 +87,18 @@ struct Quads {
   static constexpr bool kFolds = true;  // small multipliers go into the numbers
   static constexpr int32_t kOne = 1;  // what multipliers are multiplied with when they are unpacked
 
+  // Few rows have few sums: each is made of several, which hide the latency.
+  template <int kTileRows>
+  static constexpr int kSums = kTileRows == 1   ? 4
+                               : kTileRows <= 3 ? 2
+                                                : 1;
+  // Quads of a turn of a tile's loop.
+  template <int kTileRows>
+  static constexpr int kTurnQuads = kSums<kTileRows> < 2 ? 2 : kSums<kTileRows>;
+  static constexpr int64_t turns(int64_t units, int64_t rows) {
+    return units * kQuads / (rows == 1 ? 4 : 2);
+  }
+
   template <int kBits>
   static void unpack(const uint8_t* from, int64_t units, uint8_t* to) {
     unpack_bytes<kBits>(from, units, to);
@@ -84,9 +108,9 @@ struct Quads {
   static FILBERT_INLINE void tile(const uint8_t* a, int64_t a_row, const Part& part,
                                   int32_t* sums) {
     constexpr int kVectors = kTilePanels * kColumnVectors;
-    // Few rows have few sums: each is made of several, which hide the latency.
-    constexpr int kWays = kTileRows == 1 ? 4 : kTileRows <= 3 ? 2 : 1;
-    constexpr int kTurn = kWays < 2 ? 2 : kWays;  // quads of a turn of the loop
+    constexpr int kWays = kSums<kTileRows>;
+    constexpr int kTurn = kTurnQuads<kTileRows>;
+    const uint8_t* ahead = part.ahead;
     for (int64_t unit = 0, group = 0; unit < part.units; unit += part.group_units, ++group) {
       VecI sum[kWays][kTileRows][kVectors] = {};
       const int64_t begin = unit * kQuads, end = begin + part.group_units * kQuads;
@@ -117,6 +141,7 @@ struct Quads {
         }
 #pragma GCC unroll 4
         for (int i = 0; i < (kTileRows + 2) / 3; ++i) rows[i] += 4 * kTurn;
+        fetch_ahead<kTilePanels>(ahead, part);
       }
 #pragma GCC unroll 4
       for (int way = 1; way < kWays; ++way) {
@@ -147,6 +172,9 @@ struct Chains {
   static constexpr int64_t kNumberBytes = 1;
   static constexpr bool kFolds = false;
   static constexpr int32_t kOne = 0x10001;  // a pair of halves
+
+  // A tile has no registers to fetch ahead with: all of its share is asked for before it.
+  static constexpr int64_t turns(int64_t, int64_t) { return 0; }
 
   template <int kBits>
   static void unpack(const uint8_t* from, int64_t units, uint8_t* to) {
@@ -236,6 +264,8 @@ struct Halves {
   static constexpr bool kFolds = false;
   static constexpr int32_t kOne = 1;
 
+  static constexpr int64_t turns(int64_t units, int64_t) { return units * 2 * kQuads; }
+
   template <int kBits>
   static void unpack(const uint8_t* from, int64_t units, uint8_t* to) {
     unpack_halves<kBits>(from, units, to);
@@ -245,6 +275,7 @@ struct Halves {
   static FILBERT_INLINE void tile(const uint8_t* a, int64_t a_row, const Part& part,
                                   int32_t* sums) {
     constexpr int kVectors = kTilePanels * kColumnVectors;
+    const uint8_t* ahead = part.ahead;
     for (int64_t unit = 0, group = 0; unit < part.units; unit += part.group_units, ++group) {
       VecI sum[kTileRows][kVectors] = {};
       const int64_t begin = unit * 2 * kQuads, end = begin + part.group_units * 2 * kQuads;
@@ -260,6 +291,7 @@ struct Halves {
 #pragma GCC unroll 8
           for (int j = 0; j < kVectors; ++j) sum[r][j] += multiply_pairs(pair, numbers[j]);
         }
+        fetch_ahead<kTilePanels>(ahead, part);
       }
       add_group<kTileRows, kVectors, kScaled>(sum, part, group, sums);
     }
