@@ -41,6 +41,14 @@ CONTESTANTS: dict[str, tuple[int, int | str | None, str, int | None]] = {
     "3 bits, groups of 64, GPTQ": (3, 64, "gptq", None),
     "2 bits, groups of 64, GPTQ": (2, 64, "gptq", None),
 }
+#: bits on average, measure of sensitivity; by GPTQ and with groups of 64, as uniform bits above
+PLANNED = {
+    "3 bits on average, by trace": (3.0, "trace"),
+    "3 bits on average, by eigenvalue": (3.0, "eigenvalue"),
+    "3 bits on average, by results": (3.0, "results"),
+}
+#: passages that sensitivity is measured on
+FEW = 8
 WORKLOADS = {name: name for name in ("minilm-help",)}
 
 
@@ -67,6 +75,8 @@ def run(options: Options) -> list[Row]:
     """Quantizes the model anew for every contestant asked for."""
     from transformers import AutoTokenizer
 
+    from filbert.compress.quantize import plan_bits
+
     try:
         filbert, folder = compiled_filbert(), minilm_folder()
     except Unavailable as error:
@@ -83,11 +93,19 @@ def run(options: Options) -> list[Row]:
     row = Row("minilm-help", "float32", REFERENCE, REFERENCE, "ok", error=0.0)
     row.figures |= {"cosine": 1.0, "least_cosine": 1.0, "same_first": 1.0, "bytes": float(size)}
     rows = [row]
-    for name in matching(list(CONTESTANTS), options.baselines or ("*",), "--baseline"):
+    for name in matching([*CONTESTANTS, *PLANNED], options.baselines or ("*",), "--baseline"):
         if not options.wants(f"minilm-help/float32/{name}"):
             continue
         say(f"  quantizing: {name}")
-        bits, group, method, embed_bits = CONTESTANTS[name]
+        if name in PLANNED:
+            average, measure = PLANNED[name]
+            plan = plan_bits(
+                copy.deepcopy(base), seen if measure == "results" else seen[:FEW],
+                avg_bits=average, measure=measure, tokenizer=tokenizer,
+            )  # fmt: skip
+            bits, group, method, embed_bits = plan.bits, "auto", "gptq", None
+        else:
+            bits, group, method, embed_bits = CONTESTANTS[name]
         smaller = filbert.quantize(
             copy.deepcopy(base), bits, group=group, method=method, embed_bits=embed_bits,
             calibration=seen if method == "gptq" else None, tokenizer=tokenizer,
