@@ -99,6 +99,15 @@ def test_a_plan_of_a_model(measure):
     assert {row.name: row.bits for row in rows} == plan.bits
 
 
+def test_quantize_takes_a_budget():
+    model, same = build("bert", **SIZE), build("bert", **SIZE)
+    filbert.quantize(model, avg_bits=3.0, calibration=samples(), embed_bits=None)
+    found = {row.name: row.bits for row in filbert.quantization_report(model)}
+    assert found == plan_bits(same, samples(), avg_bits=3.0).bits
+    with pytest.raises(ValueError, match="calibration: got no sample, and sensitivity"):
+        filbert.quantize(same, avg_bits=3.0)
+
+
 def test_a_budget_of_bytes():
     model = build("bert", **SIZE)
     plan = plan_bits(model, samples(), megabytes=0.03, options=(2, 4), measure="results")

@@ -176,6 +176,8 @@ def plan_bits(
     module = module_of(model, "plan_bits")
     if (avg_bits is None) == (megabytes is None):
         raise ValueError("budget: need avg_bits or megabytes, and not both")
+    if not calibration:
+        raise ValueError("calibration: got no sample, and sensitivity is measured on some")
     if measure not in MEASURES:
         raise ValueError(f"measure: got {measure!r}, need one of {MEASURES}")
     if bad := [bits for bits in options if bits not in FIELDS]:

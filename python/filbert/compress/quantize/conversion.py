@@ -23,6 +23,7 @@ from ...nn.grouped.weight import GroupedWeight
 from ...nn.parts import LayerParts
 from ...ops import FIELDS
 from ...plan import EncoderPlan, LayerPlan, PackedEncoderConfig
+from .allocation import plan_bits
 from .calibration import Moments, Sample, caller_of, input_moments
 from .gptq import gptq
 from .report import QuantizationReport, QuantizedRow
@@ -39,6 +40,8 @@ METHODS: dict[str, Callable[[Tensor, int, int | None], GroupedWeight]] = {
     "mse": round_to_nearest,
     "hqq": half_quadratic,
 }
+#: samples that sensitivity is measured on: each takes several backward passes
+_PLANNED_ON = 8
 #: parts that have one weight, or one product after the other, and so one kind
 _TOGETHER = (("query", "key", "value"), ("out",), ("up", "down"))
 _SLOTS = ("attention", "out", "feed_forward")
@@ -60,6 +63,8 @@ def quantize(
     model: Model,
     bits: Bits = 4,
     *,
+    avg_bits: float | None = None,
+    megabytes: float | None = None,
     group: int | str | None = "auto",
     embed_bits: int | None = 8,
     method: str | None = None,
@@ -88,6 +93,10 @@ def quantize(
             pattern that is found in it. The first that fits counts, and None leaves a weight as it
             is. Query, key and value have one number, and both weights of a feed-forward part have
             one or none of them.
+        avg_bits: bits of a weight on average, in the place of ``bits``: 2, 3, 4 or 6 of each, as
+            :func:`filbert.compress.quantize.plan_bits` chooses them by the trace of the Hessian on
+            the first samples of ``calibration``.
+        megabytes: likewise 10^6 bytes of all codes together.
         group: inputs that share a multiplier: 32, 64 or 128, or None for one scale for each output,
             as in Q-BERT. ``"auto"``: 64 up to 4 bits where it divides the inputs, else None.
         embed_bits: 8 or 4 of the embedding tables, rounded to nearest with a scale for each row; or
@@ -114,9 +123,15 @@ def quantize(
     method = _method_of(method, calibration)
     if embed_bits not in (None, 4, 8):
         raise ValueError(f"embed_bits: got {embed_bits}, need 8, 4 or None")
+    samples = None if calibration is None else list(calibration)
     # Whatever is refused is refused now, while the weights are what they were.
     convert(module, config)
     revert(module)
+    if avg_bits is not None or megabytes is not None:
+        bits = plan_bits(
+            module, (samples or [])[:_PLANNED_ON], avg_bits=avg_bits, megabytes=megabytes,
+            group=group if isinstance(group, int) else 64, tokenizer=tokenizer,
+        ).bits  # fmt: skip
     encoders = [(name, encoder, read_encoder(encoder)[0]) for name, encoder in encoders_of(module)]
     jobs = {encoder: _jobs(name, encoder, parts, bits) for name, encoder, parts in encoders}
     every = [job for own in jobs.values() for job in own if job.bits is not None]
@@ -124,7 +139,6 @@ def quantize(
         raise ValueError(f"bits: got {bits}, which names no weight of the model's encoders")
     for job in every:
         _group_of(group, job)
-    samples = None if calibration is None else list(calibration)
     quantized, rows = {}, []
     made: dict[nn.Linear, GroupedWeight] = {}
     moments: Mapping[nn.Linear, Moments] = {}
