@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +13,7 @@ from cases import normal
 from filbert import _load, explain, linear_dense, pack_dense, unpack_dense
 from filbert.ops._linear_dense import reference_linear_dense
 from filbert.ops.shared import calling
+from machine_code import needs_machine_code, stack_moves
 from tolerances import assert_close_to_native, assert_exact
 
 #: dtype of the rows, dtype of the weight
@@ -203,25 +200,9 @@ def test_explains():
     assert "512 floating-point operations" in text
 
 
-#: not the installed one, whose names are stripped
-LIBRARY = Path(__file__).parents[2] / "build" / "dev" / "libfilbert_ops.so"
-
-
-@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump to read machine code with")
-@pytest.mark.skipif(not LIBRARY.exists(), reason="built elsewhere than in build/dev")
+@needs_machine_code
 def test_sums_stay_in_registers():
     """In no tile is a vector moved to or from the stack: whole tiles spill or they do not."""
-    code = subprocess.run(
-        ["objdump", "--disassemble", "--demangle", "--no-show-raw-insn", str(LIBRARY)],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    tiles = re.findall(
-        r"^\w+ <([^\n]*filbert::(avx2|avx512|avx512_bf16)::[^\n]*fixed_tile<[^\n]*)>:\n(.*?)\n\n",
-        code, re.MULTILINE | re.DOTALL,
-    )  # fmt: skip
-    assert {isa for _, isa, _ in tiles} >= {"avx2", "avx512"}
-    for name, _, body in tiles:
-        moved = re.findall(
-            r"^.*\b[xyz]mm\d+.*\(%[re]sp\).*$|^.*\(%rsp\).*[xyz]mm\d+.*$", body, re.M
-        )
-        assert not moved, (name, moved[:3])
+    moves = stack_moves(r"fixed_tile<[^\n]*(?:Single|Pair)")
+    assert {isa for isa, _ in moves} >= {"avx2", "avx512"}
+    assert not {name: moved[:3] for name, moved in moves.items() if moved}

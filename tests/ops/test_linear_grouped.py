@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -21,6 +16,7 @@ from filbert.ops._linear_grouped import (
 )
 from filbert.ops.shared import calling
 from grouped import BITS, code_rows, integers, sums_of, weight_of
+from machine_code import needs_machine_code, stack_moves
 from tolerances import assert_close_to_native, assert_codes, assert_exact
 
 all_bits = pytest.mark.parametrize("bits", BITS)
@@ -313,24 +309,9 @@ def test_explains():
     assert "4 bits, 2 panels of 16 outputs, 2 groups of inputs" in text
 
 
-#: not the installed one, whose names are stripped
-LIBRARY = Path(__file__).parents[2] / "build" / "dev" / "libfilbert_ops.so"
-
-
-@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump to read machine code with")
-@pytest.mark.skipif(not LIBRARY.exists(), reason="built elsewhere than in build/dev")
+@needs_machine_code
 def test_sums_stay_in_registers():
     """In no tile is a vector moved to or from the stack."""
-    code = subprocess.run(
-        ["objdump", "--disassemble", "--demangle", "--no-show-raw-insn", str(LIBRARY)],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    tiles = re.findall(
-        r"^\w+ <([^\n]*filbert::(avx2|avx2_vnni|avx512|avx512_vnni)::[^\n]*fixed_tile<[^\n]*"
-        r"(?:Quads|Chains|Halves)[^\n]*)>:\n(.*?)\n\n",
-        code, re.MULTILINE | re.DOTALL,
-    )  # fmt: skip
-    assert {isa for _, isa, _ in tiles} == {"avx2", "avx2_vnni", "avx512", "avx512_vnni"}
-    for name, _, body in tiles:
-        moved = re.findall(r"^.*\b[yz]mm\d+.*\(%[re]sp.*$|^.*\(%rsp.*[yz]mm\d+.*$", body, re.M)
-        assert not moved, (name, moved[:3])
+    moves = stack_moves(r"fixed_tile<[^\n]*(?:Quads|Chains|Halves)")
+    assert {isa for isa, _ in moves} == {"avx2", "avx2_vnni", "avx512", "avx512_vnni"}
+    assert not {name: moved[:3] for name, moved in moves.items() if moved}
