@@ -34,6 +34,7 @@ def given(made, count):
     return words, dict(zip(names[: 3 * count], rest[: 3 * count], strict=True))
 
 
+@pytest.mark.every_order
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("others", [0, 1, 2])

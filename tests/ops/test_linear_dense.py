@@ -61,7 +61,11 @@ def test_shapes(isa, rows, weights, count, inputs, outputs):
     exact = x.double() @ w.double().T + bias.double()
     native = F.linear(x, w.to(rows), bias)
     assert ours.dtype == rows
-    assert_close_to_native(ours, native, exact)
+    # Of few outputs native's largest error may be small by chance: half of what a chain of so many
+    # roundings is expected to lose is allowed besides.
+    largest = float(exact.abs().max()) if exact.numel() else 0.0
+    room = 0.5 * torch.finfo(torch.float32).eps / 4 * inputs**0.5 * largest
+    assert_close_to_native(ours, native, exact, room=room)
 
 
 @pairs

@@ -20,6 +20,7 @@ def assert_same(ours, expected):
         assert_exact(one.cpu(), other.cpu())
 
 
+@pytest.mark.every_order
 @dtypes
 @pytest.mark.parametrize(
     ("rows", "width"),
