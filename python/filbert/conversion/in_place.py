@@ -321,16 +321,19 @@ def _swap(
             return [f"the original could not be run on a small input ({_line(error)})"]
         convention = CallConvention.of(encoder, getattr(owner, "config", None))
         convention.output_type = type(example.output)
-        all_dense = EncoderPlan(settings=plan.settings)
-        replacement = SwappedEncoder(encoder, read_encoder, convention, all_dense)
-        reasons = _disagreement(example, replacement) if plan.settings.check else []
-        if reasons:
-            replacement.unpack_weights()
-        else:
+        own = quantized.get(encoder)
+        if plan.settings.check:
+            all_dense = EncoderPlan(settings=plan.settings)
+            replacement = SwappedEncoder(encoder, read_encoder, convention, all_dense)
+            if reasons := _disagreement(example, replacement):
+                replacement.unpack_weights()
+                return reasons
             if plan != all_dense:
-                replacement.follow(plan, quantized.get(encoder))
-            _replace(model, encoder, replacement)
-        return reasons
+                replacement.follow(plan, own)
+        else:
+            replacement = SwappedEncoder(encoder, read_encoder, convention, plan, own)
+        _replace(model, encoder, replacement)
+        return []
 
 
 def _disagreement(example: Example, replacement: SwappedEncoder) -> list[str]:

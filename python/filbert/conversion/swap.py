@@ -60,12 +60,10 @@ class SwappedEncoder(PackedEncoder):
         convention: how the encoder is called; see
             :class:`filbert.conversion.hugging_face.calling.CallConvention`.
         plan: which kind each slot of each layer is, and the settings.
-
-    Attributes:
-        quantized: the weights of grouped slots, by layer, or None.
+        quantized: the weights of grouped slots, by layer, or None where there are none.
     """
 
-    quantized: list[QuantizedParts] | None = None
+    quantized: list[QuantizedParts] | None
 
     def __init__(
         self,
@@ -73,6 +71,7 @@ class SwappedEncoder(PackedEncoder):
         read_layers: Callable[[nn.Module], tuple[list[LayerParts], list[str]]],
         convention: Any,
         plan: EncoderPlan,
+        quantized: list[QuantizedParts] | None = None,
     ) -> None:
         nn.Module.__init__(self)
         _keep_dynamo_out()
@@ -81,7 +80,7 @@ class SwappedEncoder(PackedEncoder):
         self.__dict__["original"] = original
         self.read_layers = read_layers
         self.convention = convention
-        self.plan = plan
+        self.plan, self.quantized = plan, quantized
         self.masked_rows = plan.settings.masked_rows
         self.refusals: list[str] = []
         lists = [n for n, m in original.named_children() if isinstance(m, nn.ModuleList)]

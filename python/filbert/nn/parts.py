@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-__all__ = ["LayerParts"]
+__all__ = ["LINEARS", "LayerParts"]
+
+#: the parts of a layer that are linear
+LINEARS = ("query", "key", "value", "out", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class LayerParts:
     names: dict[str, str] = field(default_factory=dict)
 
     def linears(self) -> tuple[nn.Linear, ...]:
-        """The six linear modules whose weights are packed."""
+        """The six linear modules whose weights are packed, in the order of ``LINEARS``."""
         return (self.query, self.key, self.value, self.out, self.up, self.down)
 
     def parameters(self) -> Iterator[nn.Parameter]:
