@@ -43,7 +43,13 @@ from .plan import EncoderPlan, LayerPlan, PackedEncoderConfig
 
 if TYPE_CHECKING:
     from .compress.binarize.conversion import binarize
-    from .compress.quantize import quantization_report, quantize
+    from .compress.quantize import (
+        import_quantized,
+        load_quantized,
+        quantization_report,
+        quantize,
+        save_quantized,
+    )
 
 __version__ = "0.1.0"
 
@@ -67,6 +73,7 @@ __all__ = [
     "embedding_grouped",
     "explain",
     "gather_rows",
+    "import_quantized",
     "info",
     "linear_binary",
     "linear_binary_bits",
@@ -74,6 +81,7 @@ __all__ = [
     "linear_grouped",
     "linear_grouped_codes",
     "load_binary",
+    "load_quantized",
     "norm_residual",
     "norm_residual_",
     "norm_residual_codes",
@@ -85,6 +93,7 @@ __all__ = [
     "quantize_rows",
     "report",
     "revert",
+    "save_quantized",
     "softmax_table",
     "unpack_dense",
 ]
@@ -93,8 +102,11 @@ __all__ = [
 #: what is imported when it is first asked for, since all that trains comes with it
 _LATER = {
     "binarize": ".compress.binarize.conversion",
+    "import_quantized": ".compress.quantize",
+    "load_quantized": ".compress.quantize",
     "quantization_report": ".compress.quantize",
     "quantize": ".compress.quantize",
+    "save_quantized": ".compress.quantize",
 }
 
 

@@ -29,7 +29,7 @@ from .gptq import gptq
 from .report import QuantizationReport, QuantizedRow
 from .rounding import half_quadratic, round_to_nearest
 
-__all__ = ["quantize"]
+__all__ = ["quantize", "swap_in"]
 
 Model = TypeVar("Model")
 #: one number for all, or by the names of linear layers: the first pattern that fits
@@ -139,7 +139,7 @@ def quantize(
         raise ValueError(f"bits: got {bits}, which names no weight of the model's encoders")
     for job in every:
         _group_of(group, job)
-    quantized, rows = {}, []
+    rows = []
     made: dict[nn.Linear, GroupedWeight] = {}
     moments: Mapping[nn.Linear, Moments] = {}
     for job in _with_bar(every, progress):
@@ -150,6 +150,40 @@ def quantize(
         with torch.no_grad():
             made[job.linear], row = _quantized(job, method, _group_of(group, job), moments)
         rows.append(row)
+    _swap(module, encoders, jobs, made, config)
+    if embed_bits is not None:
+        rows += list(_quantize_tables(module, embed_bits))
+    QuantizationReport(rows, method).attach(module)
+    return model
+
+
+def swap_in(
+    model: nn.Module,
+    bits: Mapping[str, int | None],
+    made: Mapping[nn.Linear, GroupedWeight],
+    config: PackedEncoderConfig,
+) -> None:
+    """Packs the encoders of a model whose linear layers have the numbers of ``made`` already.
+
+    Args:
+        model: in eval mode.
+        bits: names of linear layers to bits; others stay floats.
+        made: the weights of those in encoders, and perhaps of others.
+        config: settings of the packed encoders.
+    """
+    encoders = [(name, encoder, read_encoder(encoder)[0]) for name, encoder in encoders_of(model)]
+    jobs = {encoder: _jobs(name, encoder, parts, bits) for name, encoder, parts in encoders}
+    _swap(model, encoders, jobs, made, config)
+
+
+def _swap(
+    model: nn.Module,
+    encoders: Sequence[tuple[str, nn.Module, Sequence[LayerParts]]],
+    jobs: Mapping[nn.Module, Sequence[_Job]],
+    made: Mapping[nn.Linear, GroupedWeight],
+    config: PackedEncoderConfig | None,
+) -> None:
+    quantized = {}
     for _, encoder, parts in encoders:
         layers: list[QuantizedParts] = [{} for _ in parts]
         for job in jobs[encoder]:
@@ -159,11 +193,7 @@ def quantize(
     plans = {encoder: _plan(jobs[encoder], len(parts), config) for _, encoder, parts in encoders}
     if len({str(plan.to_dict()) for plan in plans.values()}) != 1:
         raise ValueError("bits: got other kinds for one encoder than for another, need the same")
-    convert_quantized(module, next(iter(plans.values())), True, quantized)
-    if embed_bits is not None:
-        rows += list(_quantize_tables(module, embed_bits))
-    QuantizationReport(rows, method).attach(module)
-    return model
+    convert_quantized(model, next(iter(plans.values())), True, quantized)
 
 
 def _quantize_tables(model: nn.Module, bits: int) -> Iterator[QuantizedRow]:

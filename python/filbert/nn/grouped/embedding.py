@@ -48,6 +48,22 @@ class EmbeddingGrouped(nn.Module):
         """With the table of ``embedding``."""
         return cls(embedding.weight.detach(), bits, embedding.padding_idx)
 
+    @classmethod
+    def of_codes(
+        cls,
+        codes: Tensor,
+        scale: Tensor,
+        width: int,
+        bits: int,
+        padding_idx: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> EmbeddingGrouped:
+        """Of what :func:`filbert.ops.pack_table` gave for a table ``[V, width]`` of ``dtype``."""
+        made = cls(torch.zeros(0, width, dtype=dtype), bits, padding_idx)
+        made.num_embeddings = codes.shape[0]
+        made.codes, made.scale = codes, scale
+        return made
+
     @property
     def weight(self) -> Tensor:
         """The table ``[V, N]`` as numbers, made anew each time."""
