@@ -1,7 +1,7 @@
 // Rows of 8-bit codes times a weight of a few bits. Built once per instruction set.
 //
 //   for strip of panels                     as wide as a tile
-//     for part of kChunkUnits units         unpacked once into L1, for all rows of the block
+//     for part of Way::kUnits units         unpacked once into L1, for all rows of the block
 //       for tile of rows                    sums in registers, exact
 //     scale, bias, activation, residual     the strip goes out
 //
@@ -100,9 +100,9 @@ struct Block {
       next += round_up(bytes, 64);
       return at;
     };
-    constexpr int64_t kNumbers = kPanels * kChunkUnits * kQuads * kQuadBytes * Way::kNumberBytes;
+    constexpr int64_t kNumbers = kPanels * Way::kUnits * kQuads * kQuadBytes * Way::kNumberBytes;
     char* const numbers_at = carve(kNumbers);
-    char* const multipliers_at = carve(args.multiplier ? kPanels * kChunkUnits * kColumns * 4 : 0);
+    char* const multipliers_at = carve(args.multiplier ? kPanels * Way::kUnits * kColumns * 4 : 0);
     char* const sums_at = carve(count * kPanels * kColumns * 4);
     char* const scale_at = carve(kPanels * kColumns * 4);
     char* const totals_at = carve(kPanels * kColumns * 4);
@@ -168,12 +168,12 @@ struct Block {
     __builtin_memset(sums, 0, count * kTilePanels * kColumns * sizeof(int32_t));
     Part part{};
     part.numbers = numbers;
-    part.panel_bytes = kChunkUnits * kQuads * kQuadBytes * Way::kNumberBytes;
+    part.panel_bytes = Way::kUnits * kQuads * kQuadBytes * Way::kNumberBytes;
     part.multipliers = multipliers;
-    part.multiplier_panel = kChunkUnits * kColumns;
+    part.multiplier_panel = Way::kUnits * kColumns;
     part.chain_quads = 128 >> kBits;
-    for (int64_t first = 0; first < units; first += kChunkUnits) {
-      part.units = units - first < kChunkUnits ? units - first : kChunkUnits;
+    for (int64_t first = 0; first < units; first += Way::kUnits) {
+      part.units = units - first < Way::kUnits ? units - first : Way::kUnits;
       part.group_units = kScaled ? units / args.groups : part.units;
       bool folded = false;
       if constexpr (kScaled) {
@@ -201,7 +201,7 @@ struct Block {
       const int64_t next_units = last ? units : units - next_unit;
       const bool more = next_panel < panel_end;
       const uint8_t* next = args.weight + (next_panel * units + next_unit) * kUnitBytes;
-      const int64_t bytes = (next_units < kChunkUnits ? next_units : kChunkUnits) * kUnitBytes;
+      const int64_t bytes = (next_units < Way::kUnits ? next_units : Way::kUnits) * kUnitBytes;
       part.ahead_panel = more && next_panel + kTilePanels <= panel_end ? units * kUnitBytes : 0;
       for (int64_t t = 0; t < tiles; ++t) {
         // Rows are dealt out evenly: 16 rows are 6 + 5 + 5, and not 6 + 6 + 4.

@@ -82,6 +82,7 @@ struct Quads {
   // 12 x 2 sums, 2 vectors of the panels and a row's quad of 32 registers; 6 x 2 of 16.
   static constexpr int kPanels = FILBERT_VECTOR_BYTES == 64 ? 2 : 1;
   static constexpr int kRows = FILBERT_VECTOR_BYTES == 64 ? 12 : 6;
+  static constexpr int64_t kUnits = 16;     // of a part: 8 KB of each panel, as bytes
   static constexpr int64_t kCodeBytes = 1;  // of an element of a row
   static constexpr int64_t kNumberBytes = 1;
   static constexpr bool kFolds = true;  // small multipliers go into the numbers
@@ -168,6 +169,8 @@ struct Chains {
   // some in memory, and 4 x 2 is as fast.
   static constexpr int kPanels = FILBERT_VECTOR_BYTES == 64 ? 2 : 1;
   static constexpr int kRows = FILBERT_VECTOR_BYTES == 64 ? 6 : 4;
+  // All 768 inputs of a BERT are one part, 12 KB: fewer calls, and fewer ways of a sum to memory.
+  static constexpr int64_t kUnits = 24;
   static constexpr int64_t kCodeBytes = 1;
   static constexpr int64_t kNumberBytes = 1;
   static constexpr bool kFolds = false;
@@ -184,32 +187,100 @@ struct Chains {
   template <int kStep, int kTileRows, int kTilePanels, bool kScaled>
   static FILBERT_INLINE void tile(const uint8_t* a, int64_t a_row, const Part& part,
                                   int32_t* sums) {
+    if constexpr (kStep == kQuads) {
+      shared<kTileRows, kTilePanels, kScaled>(a, a_row, part, sums);
+    } else {
+      by_rows<kStep, kTileRows, kTilePanels, kScaled>(a, a_row, part, sums);
+    }
+  }
+
+  // All rows take a vector of numbers while it is in a register. Chains are in registers too; their
+  // sums go through memory after each.
+  template <int kTileRows, int kTilePanels, bool kScaled>
+  static FILBERT_INLINE void shared(const uint8_t* a, int64_t a_row, const Part& part,
+                                    int32_t* sums) {
     constexpr int kVectors = kTilePanels * kColumnVectors;
-    const int64_t most = part.chain_quads < kQuads ? 1 : part.chain_quads / kQuads;
+    const int64_t most = part.chain_quads / kQuads;
     const int64_t chain_units = part.group_units < most ? part.group_units : most;
+    const int32_t* multipliers = part.multipliers;
+    int64_t left_in_group = part.group_units;
+    const uint8_t* numbers = part.numbers;
+    for (int64_t left = part.units; left > 0; left -= chain_units) {
+      const int64_t taken = left < chain_units ? left : chain_units;
+      VecS links[kTileRows][kVectors] = {};
+      for (int64_t unit = 0; unit < taken; ++unit) {
+#pragma GCC unroll 8
+        for (int q = 0; q < kQuads; ++q) {
+          VecU own[kVectors];
+#pragma GCC unroll 8
+          for (int j = 0; j < kVectors; ++j) {
+            own[j] = load_bytes(numbers + j / kColumnVectors * part.panel_bytes +
+                                j % kColumnVectors * FILBERT_VECTOR_BYTES + q * kQuadBytes);
+            asm("" : FILBERT_VECTOR_REGISTER(own[j]));
+          }
+#pragma GCC unroll 16
+          for (int r = 0; r < kTileRows; ++r) {
+            const VecU four = broadcast(Quads::word_at(a + r * a_row + 4 * q));
+#pragma GCC unroll 8
+            for (int j = 0; j < kVectors; ++j) {
+              links[r][j] += multiply_bytes(four, own[j]);
+              asm("" : FILBERT_VECTOR_REGISTER(links[r][j]));
+            }
+          }
+        }
+        a += kGroupedUnit;
+        numbers += kQuads * kQuadBytes;
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) {
+        const VecI m = kScaled ? load(multipliers + j / kColumnVectors * part.multiplier_panel +
+                                      j % kColumnVectors * kLanes)
+                               : broadcast(kOne);
+#pragma GCC unroll 16
+        for (int r = 0; r < kTileRows; ++r) {
+          int32_t* at = sums + (r * kVectors + j) * kLanes;
+          store(at, load(at) + multiply_pairs((VecI)links[r][j], m));
+        }
+      }
+      if constexpr (kScaled) {
+        left_in_group -= chain_units;
+        if (left_in_group <= 0) {
+          left_in_group = part.group_units;
+          multipliers += kColumns;
+        }
+      }
+    }
+  }
+
+  // Several chains for each unit, too short to go through memory after each: sums in registers, and
+  // one row after the other.
+  template <int kStep, int kTileRows, int kTilePanels, bool kScaled>
+  static FILBERT_INLINE void by_rows(const uint8_t* a, int64_t a_row, const Part& part,
+                                     int32_t* sums) {
+    constexpr int kVectors = kTilePanels * kColumnVectors;
     VecI sum[kTileRows][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) sum[r][j] = load(sums + (r * kVectors + j) * kLanes);
     }
-    for (int64_t unit = 0; unit < part.units; unit += chain_units) {
-      const int64_t left = part.units - unit;
-      const int64_t taken = left < chain_units ? left : chain_units;
+    const int32_t* multipliers = part.multipliers;
+    int64_t left_in_group = part.group_units;
+    for (int64_t unit = 0; unit < part.units; ++unit) {
       VecI m[kVectors];
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; ++j) {
-        m[j] = kScaled ? load(part.multipliers + j / kColumnVectors * part.multiplier_panel +
-                              unit / part.group_units * kColumns + j % kColumnVectors * kLanes)
+        m[j] = kScaled ? load(multipliers + j / kColumnVectors * part.multiplier_panel +
+                              j % kColumnVectors * kLanes)
                        : broadcast(kOne);
       }
-      if constexpr (kStep < kQuads) {  // several chains for each unit
+      if (kScaled && --left_in_group == 0) {
+        left_in_group = part.group_units;
+        multipliers += kColumns;
+      }
 #pragma GCC unroll 4
-        for (int first = 0; first < kQuads; first += kStep) {
-          chain<kTileRows, kTilePanels, kStep>(a, a_row, part, unit * kQuads + first, 1, m, sum);
-        }
-      } else {
-        chain<kTileRows, kTilePanels, kStep>(a, a_row, part, unit * kQuads, taken, m, sum);
+      for (int first = 0; first < kQuads; first += kStep) {
+        chain<kTileRows, kTilePanels, kStep>(a, a_row, part, unit * kQuads + first, m, sum);
       }
     }
 #pragma GCC unroll 16
@@ -219,11 +290,10 @@ struct Chains {
     }
   }
 
-  // One chain for each sum: `turns` times kStep quads from `quad` on.
+  // One chain for each sum: kStep quads from `quad` on.
   template <int kTileRows, int kTilePanels, int kStep, int kVectors>
   static FILBERT_INLINE void chain(const uint8_t* a, int64_t a_row, const Part& part, int64_t quad,
-                                   int64_t turns, const VecI (&m)[kVectors],
-                                   VecI (&sum)[kTileRows][kVectors]) {
+                                   const VecI (&m)[kVectors], VecI (&sum)[kTileRows][kVectors]) {
 #pragma GCC unroll 16
     for (int r = 0; r < kTileRows; ++r) {
       VecS links[kVectors] = {};
@@ -233,17 +303,14 @@ struct Chains {
       for (int j = 0; j < kVectors; ++j) {
         numbers[j] = column_at<kTilePanels>(part, j) + quad * kQuadBytes;
       }
-      for (int64_t turn = 0; turn < turns; ++turn) {
 #pragma GCC unroll 8
-        for (int q = 0; q < kStep; ++q) {
-          const VecU four = broadcast(Quads::word_at(codes + 4 * (turn * kStep + q)));
+      for (int q = 0; q < kStep; ++q) {
+        const VecU four = broadcast(Quads::word_at(codes + 4 * q));
 #pragma GCC unroll 8
-          for (int j = 0; j < kVectors; ++j) {
-            links[j] +=
-                multiply_bytes(four, load_bytes(numbers[j] + (turn * kStep + q) * kQuadBytes));
-            // Else GCC makes all products before it adds any, and has no registers for them.
-            asm("" : FILBERT_VECTOR_REGISTER(links[j]));
-          }
+        for (int j = 0; j < kVectors; ++j) {
+          links[j] += multiply_bytes(four, load_bytes(numbers[j] + q * kQuadBytes));
+          // Else GCC makes all products before it adds any, and has no registers for them.
+          asm("" : FILBERT_VECTOR_REGISTER(links[j]));
         }
       }
 #pragma GCC unroll 8
@@ -259,6 +326,7 @@ struct Chains {
 struct Halves {
   static constexpr int kPanels = FILBERT_VECTOR_BYTES == 64 ? 2 : 1;
   static constexpr int kRows = FILBERT_VECTOR_BYTES == 64 ? 8 : FILBERT_VECTOR_BYTES == 32 ? 4 : 2;
+  static constexpr int64_t kUnits = 16;
   static constexpr int64_t kCodeBytes = 2;
   static constexpr int64_t kNumberBytes = 2;
   static constexpr bool kFolds = false;

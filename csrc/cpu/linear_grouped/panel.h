@@ -7,9 +7,8 @@ namespace filbert {
 namespace FILBERT_ISA {
 namespace {
 
-constexpr int kQuads = 8;            // of a unit
-constexpr int kQuadBytes = 64;       // 16 outputs by 4 inputs
-constexpr int64_t kChunkUnits = 16;  // of a panel that lie in L1 at a time, as bytes: 8 KB
+constexpr int kQuads = 8;       // of a unit
+constexpr int kQuadBytes = 64;  // 16 outputs by 4 inputs
 
 constexpr int kQuadVectors = kQuadBytes / FILBERT_VECTOR_BYTES;
 
