@@ -172,9 +172,9 @@ class EncoderLayer(nn.Module):
         self.attention.derive(self.out)
         self.feed_forward.derive()
         self._short = _UNKNOWN
-        linears = [linear for _, linear in self.linears()]
-        if any(linear.wants_row_blocks for linear in linears):
-            self.row_block = block_size(torch.get_num_threads())
+        wanted = [linear.row_blocks for _, linear in self.linears() if linear.row_blocks]
+        if wanted:
+            self.row_block = min(wanted) * block_size(torch.get_num_threads())
 
     @property
     def row_block(self) -> int | None:

@@ -15,7 +15,7 @@ class OneBitLinear:
     takes_bits = True
     takes_codes = False
     keeps_weight = False
-    wants_row_blocks = False
+    row_blocks = 0
     #: a row's bits depend on that row alone
     batch_invariant = True
     reason = "weights of one bit, counted and not multiplied"

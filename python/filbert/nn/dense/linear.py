@@ -164,9 +164,10 @@ class PackedLinear(nn.Module):
         return self._backend.batch_invariant
 
     @property
-    def wants_row_blocks(self) -> bool:
-        """Whether rows should go through it a block after the other."""
-        return self._device.type == "cpu"
+    def row_blocks(self) -> int:
+        """How many blocks of :func:`~filbert.nn.row_blocks.block_size` should go through it at a
+        time; 0 for all rows."""
+        return 1 if self._device.type == "cpu" else 0
 
     @property
     def norm_kernel(self) -> str:
