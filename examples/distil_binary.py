@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from passages import Batch, make_batches, mean_pooled, split_passages
 from torch.nn import functional as F
 
 import filbert
-from filbert.app.corpus import help_passages, minilm_folder
+from filbert.app.corpus import minilm_folder
 from filbert.app.embedder import Embedder, ModelFolder
 from filbert.compress.binarize import BinarizedBert, distil, evaluate, teacher_outputs
-
-Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -45,20 +44,6 @@ class Trained:
     loss: tuple[float, float]
     cosine: tuple[float, float]
     seconds: float
-
-
-def make_batches(
-    embedder: Embedder, texts: list[str], batch_size: int, max_length: int
-) -> list[Batch]:
-    """Padded batches of neighbours in length, so that little of them is padding."""
-    ids = sorted((one[:max_length] for one in embedder.tokenize(texts)), key=len)
-    return [embedder.pad(ids[i : i + batch_size]) for i in range(0, len(ids), batch_size)]
-
-
-def mean_pooled(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The embedding of each text: the mean over its tokens."""
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(1) / weights.sum(1)
 
 
 @torch.no_grad()
@@ -94,19 +79,11 @@ def train(
         seed: decides everything that is drawn.
         quiet: print nothing.
     """
-    passages = help_passages()
-    if limit is not None and limit < len(passages):
-        passages = [passages[i * len(passages) // limit] for i in range(limit)]
     embedder = Embedder.load(ModelFolder.read(minilm_folder()), convert=False)
     teacher = embedder.model
-    # Whole topics are held out: passages of one topic say too much about each other.
-    topics = sorted({passage.topic for passage in passages})
-    unseen = set(topics[::8])
-    held_out, seen = (
-        make_batches(embedder, [p.text for p in passages if (p.topic in unseen) is out],
-                     batch_size, max_length)
-        for out in (True, False)
-    )  # fmt: skip
+    seen, held_out = (
+        make_batches(embedder, texts, batch_size, max_length) for texts in split_passages(limit)
+    )
 
     # ties="below": a sign that fits in a bit, so that the packed model computes the same.
     student = BinarizedBert.from_dense(

@@ -189,7 +189,9 @@ def example() -> ModuleType:
     spec = importlib.util.spec_from_file_location("distil_binary", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLE.parent))  # as when it is run
+        spec.loader.exec_module(module)
     return module
 
 

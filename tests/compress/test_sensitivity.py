@@ -99,6 +99,16 @@ def test_a_plan_of_a_model(measure):
     assert {row.name: row.bits for row in rows} == plan.bits
 
 
+def test_a_plan_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib", reason="plots are optional")
+    plan = plan_bits(build("distilbert"), samples(), avg_bits=3.0, measure="results")
+    plan.plot(tmp_path / "plan.svg")
+    drawn = (tmp_path / "plan.svg").read_text()
+    assert drawn.count("<use ") >= len(plan.choices)  # a mark for every weight
+    with pytest.raises(ValueError, match=r"supported|Format"):
+        plan.plot(tmp_path / "plan.nothing")
+
+
 def test_quantize_takes_a_budget():
     model, same = build("bert", **SIZE), build("bert", **SIZE)
     filbert.quantize(model, avg_bits=3.0, calibration=samples(), embed_bits=None)

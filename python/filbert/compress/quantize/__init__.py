@@ -12,10 +12,12 @@ from .loading import load_quantized, register
 from .report import QuantizationReport, quantization_report
 from .rounding import half_quadratic, round_to_nearest
 from .sensitivity import hessian_traces, top_eigenvalues
+from .training import StraightThrough
 
 __all__ = [
     "BitPlan",
     "QuantizationReport",
+    "StraightThrough",
     "gptq",
     "half_quadratic",
     "hessian_traces",

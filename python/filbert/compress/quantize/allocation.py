@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -77,6 +78,44 @@ class BitPlan:
         """Bytes of all codes."""
         pairs = zip(self.choices, self.chosen, strict=True)
         return sum(choice.weights * bits for choice, bits in pairs) // 8
+
+    def plot(self, output: str | Path) -> None:
+        """Draws the sensitivity of every weight and the bits it got, the layers from left to right.
+
+        Args:
+            output: a file; ``.svg``, ``.png`` or ``.pdf``.
+
+        Raises:
+            ImportError: no matplotlib.
+        """
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        lines: dict[str, list[tuple[int, float, int]]] = {}
+        for choice, bits in zip(self.choices, self.chosen, strict=True):
+            # The name in the layer, and which layer it is: encoder.layer.3.output.dense
+            index = next((int(p) for p in choice.names[0].split(".") if p.isdigit()), 0)
+            part = choice.names[0].partition(f".{index}.")[2] or choice.names[0]
+            label = part.removesuffix(".dense") + (" ..." if len(choice.names) > 1 else "")
+            lines.setdefault(label, []).append((index, choice.sensitivity, bits))
+        figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for label, points in lines.items():
+            where, what, _ = zip(*points, strict=True)
+            axes.plot(where, what, marker="o", label=label)
+            for index, sensitivity, bits in points:
+                axes.annotate(
+                    str(bits), (index, sensitivity), xytext=(0, 5), ha="center", fontsize=8,
+                    textcoords="offset points",
+                )  # fmt: skip
+        if all(choice.sensitivity > 0 for choice in self.choices):
+            axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("layer (numbers are bits)")
+        axes.set_ylabel(f"sensitivity, by {self.measure}")
+        axes.set_title(f"{self.average:.2f} bits on average", loc="left", fontsize=10)
+        axes.legend(fontsize=8)
+        figure.savefig(str(output))
 
     def __str__(self) -> str:
         names = [

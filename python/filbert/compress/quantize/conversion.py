@@ -29,7 +29,7 @@ from .gptq import gptq
 from .report import QuantizationReport, QuantizedRow
 from .rounding import half_quadratic, round_to_nearest
 
-__all__ = ["quantize", "swap_in"]
+__all__ = ["Bits", "group_of", "jobs_of", "plain_tables", "put_table", "quantize", "swap_in"]
 
 Model = TypeVar("Model")
 #: one number for all, or by the names of linear layers: the first pattern that fits
@@ -133,12 +133,12 @@ def quantize(
             group=group if isinstance(group, int) else 64, tokenizer=tokenizer,
         ).bits  # fmt: skip
     encoders = [(name, encoder, read_encoder(encoder)[0]) for name, encoder in encoders_of(module)]
-    jobs = {encoder: _jobs(name, encoder, parts, bits) for name, encoder, parts in encoders}
+    jobs = {encoder: jobs_of(name, encoder, parts, bits) for name, encoder, parts in encoders}
     every = [job for own in jobs.values() for job in own if job.bits is not None]
     if not every:
         raise ValueError(f"bits: got {bits}, which names no weight of the model's encoders")
     for job in every:
-        _group_of(group, job)
+        group_of(group, job)
     rows = []
     made: dict[nn.Linear, GroupedWeight] = {}
     moments: Mapping[nn.Linear, Moments] = {}
@@ -148,11 +148,12 @@ def quantize(
             layer = [j.linear for j in every if (j.encoder, j.layer) == (job.encoder, job.layer)]
             moments = input_moments(layer, samples, caller_of(module, tokenizer))
         with torch.no_grad():
-            made[job.linear], row = _quantized(job, method, _group_of(group, job), moments)
+            made[job.linear], row = _quantized(job, method, group_of(group, job), moments)
         rows.append(row)
     _swap(module, encoders, jobs, made, config)
     if embed_bits is not None:
-        rows += list(_quantize_tables(module, embed_bits))
+        tables = list(plain_tables(module))
+        rows += [put_table(module, name, child, embed_bits) for name, child in tables]
     QuantizationReport(rows, method).attach(module)
     return model
 
@@ -172,7 +173,7 @@ def swap_in(
         config: settings of the packed encoders.
     """
     encoders = [(name, encoder, read_encoder(encoder)[0]) for name, encoder in encoders_of(model)]
-    jobs = {encoder: _jobs(name, encoder, parts, bits) for name, encoder, parts in encoders}
+    jobs = {encoder: jobs_of(name, encoder, parts, bits) for name, encoder, parts in encoders}
     _swap(model, encoders, jobs, made, config)
 
 
@@ -196,23 +197,27 @@ def _swap(
     convert_quantized(model, next(iter(plans.values())), True, quantized)
 
 
-def _quantize_tables(model: nn.Module, bits: int) -> Iterator[QuantizedRow]:
-    """Puts tables of codes in the place of those that nobody else holds."""
+def plain_tables(model: nn.Module) -> Iterator[tuple[str, nn.Embedding]]:
+    """Names and modules of the embeddings whose table nobody else holds."""
     users = Counter(
         id(p) for m in model.modules() for p in m.parameters(recurse=False) if p is not None
     )
     for name, module in list(model.named_modules()):
         for key, child in list(module.named_children()):
             plain = type(child) is nn.Embedding and child.max_norm is None
-            if not plain or users[id(child.weight)] != 1:
-                continue
-            with torch.no_grad():
-                table = EmbeddingGrouped.of(child, bits)
-                old = child.weight.float()
-                error = float((table.weight.float() - old).norm() / old.norm().clamp(min=1e-30))
-            module._modules[key] = table.train(child.training)
-            full = f"{name}.{key}" if name else key
-            yield QuantizedRow(full, bits, None, table.nbytes, error, None)
+            if plain and users[id(child.weight)] == 1:
+                yield (f"{name}.{key}" if name else key), child
+
+
+def put_table(model: nn.Module, name: str, embedding: nn.Embedding, bits: int) -> QuantizedRow:
+    """Puts a table of codes in the place of an embedding."""
+    above, _, key = name.rpartition(".")
+    with torch.no_grad():
+        table = EmbeddingGrouped.of(embedding, bits)
+        old = embedding.weight.float()
+        error = float((table.weight.float() - old).norm() / old.norm().clamp(min=1e-30))
+    model.get_submodule(above)._modules[key] = table.train(embedding.training)
+    return QuantizedRow(name, bits, None, table.nbytes, error, None)
 
 
 def _method_of(method: str | None, calibration: Any) -> str:
@@ -244,7 +249,12 @@ def _bits_of(name: str, bits: Bits) -> int | None:
     return found
 
 
-def _jobs(name: str, encoder: nn.Module, layers: Sequence[LayerParts], bits: Bits) -> list[_Job]:
+def jobs_of(name: str, encoder: nn.Module, layers: Sequence[LayerParts], bits: Bits) -> list[_Job]:
+    """The linear layers of an encoder and their bits.
+
+    Raises:
+        ValueError: other bits than there are, or others where one number is needed.
+    """
     names = {module: inner for inner, module in encoder.named_modules()}
     jobs = []
     for index, parts in enumerate(layers):
@@ -264,7 +274,8 @@ def _jobs(name: str, encoder: nn.Module, layers: Sequence[LayerParts], bits: Bit
     return jobs
 
 
-def _group_of(group: int | str | None, job: _Job) -> int | None:
+def group_of(group: int | str | None, job: _Job) -> int | None:
+    """Inputs of a group of a layer, for the argument of :func:`quantize`."""
     if group != "auto":
         if group is not None and (not isinstance(group, int) or job.linear.in_features % group):
             raise ValueError(
