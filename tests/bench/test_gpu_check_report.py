@@ -175,6 +175,7 @@ def test_the_plan_measures_every_aim_and_fits_the_time_in_order():
         "linear_dense",
         "linear_grouped",
         "e2e_grouped",
+        "footprint",
         "quality",
         "peak",
     }  # of the CPU

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...nn.grouped.embedding import EmbeddingGrouped
 from ...nn.grouped.weight import GroupedWeight
@@ -61,7 +61,7 @@ class _WaitingLinear(_Waiting):
         self.bias = linear.bias
 
     def weight(self) -> GroupedWeight:
-        held = {part: getattr(self, part) for part in self.parts}
+        held = {part: getattr(self, part).clone() for part in self.parts}
         found = GroupedWeight(
             bits=self.entry.bits, outputs=self.out_features, inputs=self.in_features, **held
         )
@@ -88,8 +88,7 @@ class _WaitingTable(_Waiting):
         self.dtype = table.weight.dtype
 
     def table(self) -> EmbeddingGrouped:
-        codes: Tensor = self.codes  # type: ignore[assignment]
-        scale: Tensor = self.scale  # type: ignore[assignment]
+        codes, scale = (getattr(self, part).clone() for part in self.parts)
         return EmbeddingGrouped.of_codes(
             codes, scale, self.width, self.entry.bits, self.padding_idx, self.dtype
         )
@@ -156,6 +155,9 @@ def finish(model: nn.Module, manifest: Manifest) -> None:
                 made[linear], bits[name] = weight, weight.bits
                 nbytes[module.saved_as] = weight.nbytes
                 inputs[module.saved_as] = weight.inputs
+        # One tensor of a file that is mapped keeps all its pages: nothing is left in there.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
     swap_in(model, bits, made, manifest.settings)
     # In the order of the model, and only what it has.
     weights, tables = (
