@@ -136,8 +136,8 @@ def test_head_dimensions(dtype, hidden, heads, tmp_path):
     """Also the 26 of small distilled models, and what no vector divides; saved and reverted too."""
     model = build("bert", dtype=dtype, hidden_size=hidden, num_attention_heads=heads)
     before = bits(model)
-    # Sums of 200 are one chain of roundings here; with AVX2 torch has several, and 2.3 times as small
-    # an error at the worst place.
+    # Sums of 200 are one chain of roundings here. With AVX2 torch has several, and an error that is
+    # 2.3 times as small at the worst place.
     check(model, MASKS["right"], last_hidden, factor=3.0 if hidden == 200 else 2.0)
     ours = last_hidden(model, MASKS["right"])
     model.save_pretrained(tmp_path)
