@@ -28,14 +28,16 @@ ABOUT = "bytes on disk and in memory of BERT-base in floats and few bits, loaded
 REFERENCE = "float32"
 RATE = ("memory_bytes", "MB in memory", 1e-6)
 WORKLOADS = {name: name for name in ("bert-base",)}
-#: bits or bits on average, group, bits of embeddings
-FEW_BITS: dict[str, tuple[int | float, int | str | None, int]] = {
+#: every fourth layer of 3 bits, the others of 2: 2.25 on average
+MIXED = {r"re:layer\.(0|4|8)\.": 3, "re:.*": 2}
+#: bits, group, bits of embeddings
+FEW_BITS: dict[str, tuple[int | dict[str, int], int | None, int]] = {
     "8 bits": (8, None, 8),
     "4 bits, groups of 64": (4, 64, 8),
     "4 bits, a scale for each output": (4, None, 8),
     "3 bits, groups of 64": (3, 64, 8),
-    "2 and 3 bits, groups of 64": (2.25, 64, 8),
-    "2 and 3 bits, groups of 64, embeddings 4 bits": (2.25, 64, 4),
+    "2 and 3 bits, groups of 64": (MIXED, 64, 8),
+    "2 and 3 bits, groups of 64, embeddings 4 bits": (MIXED, 64, 4),
 }
 
 
@@ -47,11 +49,7 @@ def _write(name: str, folder: Path, model: Callable[..., Any]) -> None:
         base.save_pretrained(folder)
         return
     bits, group, embed_bits = FEW_BITS[name]
-    chosen: Any = bits
-    if not isinstance(bits, int):
-        # Every fourth layer has 3 bits, the others have 2.
-        chosen = {r"re:layer\.(0|4|8)\.": 3, "re:.*": 2}
-    filbert.quantize(base, chosen, group=group, embed_bits=embed_bits, method="nearest")
+    filbert.quantize(base, bits, group=group, embed_bits=embed_bits, method="nearest")
     filbert.save_quantized(base, folder)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bench.cases import attn_varlen, e2e, e2e_binary, memory, norm_residual
+from bench.cases import attn_varlen, e2e, e2e_binary, footprint, memory, norm_residual
 from bench.results import Row
 from bench.runner import DTYPES, Options, check_then_time
 from bench.timing import Contestant, Timing, Unavailable
@@ -349,3 +349,9 @@ def test_memory_case_measures_in_a_fresh_process():
     (row,) = memory.run(options)
     assert row.status == "ok", row.reason
     assert row.figures["share_of_reference"] == 1.0
+
+
+@pytest.mark.parametrize("name", [footprint.REFERENCE, *footprint.FEW_BITS])
+def test_footprint_writes_and_loads_every_contestant(name, tmp_path):
+    footprint._write(name, tmp_path, footprint._tiny)
+    footprint._run(footprint._load(name, str(tmp_path)))

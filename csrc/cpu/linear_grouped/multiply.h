@@ -17,7 +17,8 @@
 //   sums[r][column] += multiplier[group][column] * sum over the group's inputs
 //
 // Sums lie in L1, [row][column]. They go through registers once for each group or, without groups,
-// for each part. kStep is how many quads of a chain share a turn of its loop.
+// for each part; those of chains of a unit or more once for each chain. kStep is how many quads of
+// a chain share a turn of its loop.
 #pragma once
 
 #include "cpu/linear_grouped/panel.h"
@@ -165,8 +166,8 @@ struct Quads {
 
 #if FILBERT_BYTE_CHAINS
 struct Chains {
-  // 4 x 2 sums, the chains of a row, its quad and a product: with 6 x 2 of 16 registers GCC keeps
-  // some in memory, and 4 x 2 is as fast.
+  // 4 x 2 chains, two vectors of numbers, a row's quad and a product: with 6 x 2 of 16 registers
+  // GCC keeps some in memory, and 4 x 2 is as fast.
   static constexpr int kPanels = FILBERT_VECTOR_BYTES == 64 ? 2 : 1;
   static constexpr int kRows = FILBERT_VECTOR_BYTES == 64 ? 6 : 4;
   // All 768 inputs of a BERT are one part, 12 KB: fewer calls, and fewer ways of a sum to memory.

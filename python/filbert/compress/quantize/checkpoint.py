@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ...conversion.hugging_face.holders import is_sentence_transformer, module_of
 from ...conversion.swap import SwappedEncoder
+from ...nn.build import QuantizedParts
 from ...nn.grouped.embedding import EmbeddingGrouped
 from ...nn.grouped.weight import GroupedWeight
 from ...nn.parts import LINEARS
@@ -110,6 +111,16 @@ class Manifest:
     method: str = ""
     settings: PackedEncoderConfig = field(default_factory=PackedEncoderConfig)
     dtype: torch.dtype = torch.float32
+
+    def add(
+        self, name: str, weight: GroupedWeight, error: float, of_results: float | None = None
+    ) -> dict[str, Tensor]:
+        """Names a weight, and gives its tensors by their names in the file."""
+        self.weights[name] = WeightEntry(
+            weight.bits, weight.groups, weight.multiplier is not None, weight.zero is not None,
+            error, of_results,
+        )  # fmt: skip
+        return {f"{name}.{part}": t for part, t in weight.tensors().items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for ``json.dump``."""
@@ -293,22 +304,19 @@ def write_folder(
 def _manifest_of(model: nn.Module, known: _Rows) -> tuple[Manifest, dict[str, Tensor]]:
     """What of a model is quantized, and the tensors of that."""
     method, rows = known
-    manifest, tensors = Manifest(method=method), {}
-    for name, weight in _weights_of(model, manifest):
-        row = rows.get(name)
-        manifest.weights[name] = WeightEntry(
-            weight.bits, weight.groups, weight.multiplier is not None, weight.zero is not None,
-            0.0 if row is None else row.error, None if row is None else row.of_results,
-        )  # fmt: skip
-        for part in ("packed", "scale", "multiplier", "zero"):
-            if (t := getattr(weight, part)) is not None:
-                tensors[f"{name}.{part}"] = t
+    manifest = Manifest(method=method)
+    tensors: dict[str, Tensor] = {}
+    unknown = QuantizedRow("", 0, None, 0, 0.0, None)
     for name, module in model.named_modules():
-        if isinstance(module, EmbeddingGrouped):
-            row = rows.get(name)
-            manifest.tables[name] = WeightEntry(
-                module.bits, error=0.0 if row is None else row.error
-            )
+        if isinstance(module, SwappedEncoder) and module.quantized is not None:
+            manifest.settings = module.plan.settings
+            for inner, weight in _weights_of(module, module.quantized):
+                full = f"{name}.{inner}" if name else inner
+                row = rows.get(full, unknown)
+                tensors |= manifest.add(full, weight, row.error, row.of_results)
+        elif isinstance(module, EmbeddingGrouped):
+            error = rows.get(name, unknown).error
+            manifest.tables[name] = WeightEntry(module.bits, error=error)
             tensors[f"{name}.codes"], tensors[f"{name}.scale"] = module.codes, module.scale
     if not manifest.weights:
         raise ValueError(
@@ -318,17 +326,15 @@ def _manifest_of(model: nn.Module, known: _Rows) -> tuple[Manifest, dict[str, Te
     return manifest, tensors
 
 
-def _weights_of(model: nn.Module, manifest: Manifest) -> Iterator[tuple[str, GroupedWeight]]:
-    for name, encoder in model.named_modules():
-        if not isinstance(encoder, SwappedEncoder) or encoder.quantized is None:
-            continue
-        manifest.settings = encoder.plan.settings
-        names = {m: inner for inner, m in encoder.original.named_modules()}
-        for linears, quantized in zip(encoder.linears, encoder.quantized, strict=True):
-            for part, linear in zip(LINEARS, linears, strict=True):
-                if part in quantized:
-                    inner = names[linear]
-                    yield (f"{name}.{inner}" if name else inner), quantized[part]
+def _weights_of(
+    encoder: SwappedEncoder, quantized: Sequence[QuantizedParts]
+) -> Iterator[tuple[str, GroupedWeight]]:
+    """The weights of an encoder by the names of their linear layers in it."""
+    names = {m: name for name, m in encoder.original.named_modules()}
+    for linears, own in zip(encoder.linears, quantized, strict=True):
+        for part, linear in zip(LINEARS, linears, strict=True):
+            if part in own:
+                yield names[linear], own[part]
 
 
 def verify(folder: Path, manifest: Manifest) -> None:

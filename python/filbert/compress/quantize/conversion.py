@@ -26,7 +26,7 @@ from ...plan import EncoderPlan, LayerPlan, PackedEncoderConfig
 from .allocation import plan_bits
 from .calibration import Moments, Sample, caller_of, input_moments
 from .gptq import gptq
-from .report import QuantizationReport, QuantizedRow
+from .report import QuantizationReport, QuantizedRow, error_of
 from .rounding import half_quadratic, round_to_nearest
 
 __all__ = ["Bits", "group_of", "jobs_of", "plain_tables", "put_table", "quantize", "swap_in"]
@@ -162,7 +162,7 @@ def swap_in(
     model: nn.Module,
     bits: Mapping[str, int | None],
     made: Mapping[nn.Linear, GroupedWeight],
-    config: PackedEncoderConfig,
+    config: PackedEncoderConfig | None = None,
 ) -> None:
     """Packs the encoders of a model whose linear layers have the numbers of ``made`` already.
 
@@ -214,8 +214,7 @@ def put_table(model: nn.Module, name: str, embedding: nn.Embedding, bits: int) -
     above, _, key = name.rpartition(".")
     with torch.no_grad():
         table = EmbeddingGrouped.of(embedding, bits)
-        old = embedding.weight.float()
-        error = float((table.weight.float() - old).norm() / old.norm().clamp(min=1e-30))
+        error = error_of(table.weight, embedding.weight)
     model.get_submodule(above)._modules[key] = table.train(embedding.training)
     return QuantizedRow(name, bits, None, table.nbytes, error, None)
 
@@ -302,7 +301,7 @@ def _quantized(
         products = seen.products if bias is None else seen.centred
         weight = gptq(old.cpu(), products.cpu(), job.bits, group).to(old.device)
     new = weight.dequantize()
-    error = float((new - old).norm() / old.norm().clamp(min=1e-30))
+    error = error_of(new, old)
     of_results = None
     if seen is not None:
         moved, size = (_second_moment(w, seen, bias is not None) for w in (new - old, old))

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ...nn.grouped.weight import GroupedWeight
 from ...ops import FIELDS, GROUP_SIZES
-from .checkpoint import CONFIG_FILE, Manifest, WeightEntry, write_folder
+from .checkpoint import CONFIG_FILE, Manifest, write_folder
+from .report import error_of
 
 __all__ = ["import_quantized"]
 
@@ -73,20 +74,22 @@ def unpack_stream(words: Tensor, bits: int, count: int) -> Tensor:
     return ((low | high) & ((1 << bits) - 1)).to(torch.int32)
 
 
+def _check_order(name: str, index: Tensor | None, size: int) -> None:
+    """Raises ValueError unless each input's group is that of ``size`` neighbours."""
+    if index is not None and not torch.equal(index.long(), torch.arange(len(index)) // size):
+        raise ValueError(
+            f"{name}: got inputs in an order of their own, need groups of neighbours; try "
+            "quantizing without desc_act or actorder"
+        )
+
+
 def _gptq(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> _Imported:
     bits = int(config["bits"])
     scales = tensors[f"{name}.scales"].float().T.contiguous()
     outputs, groups = scales.shape
     qweight = tensors[f"{name}.qweight"]
     inputs = qweight.shape[0] * _WORD // bits
-    index = tensors.get(f"{name}.g_idx")
-    if index is not None and not torch.equal(
-        index.long(), torch.arange(inputs) // (inputs // groups)
-    ):
-        raise ValueError(
-            f"{name}: got inputs in an order of their own (desc_act), need groups of neighbours; "
-            "try quantizing with desc_act=False"
-        )
+    _check_order(name, tensors.get(f"{name}.g_idx"), inputs // groups)
     codes = unpack_stream(qweight.T, bits, inputs)
     zeros = unpack_stream(tensors[f"{name}.qzeros"], bits, outputs).T
     if config.get("checkpoint_format", "gptq") != "gptq_v2":
@@ -104,13 +107,7 @@ def _pack_quantized(
     outputs, inputs = (int(size) for size in tensors[f"{name}.weight_shape"])
     scale = tensors[f"{name}.weight_scale"].float()
     steps = scale.reshape(scale.shape[0] if scale.ndim else 1, -1).expand(outputs, -1)
-    index = tensors.get(f"{name}.weight_g_idx")
-    if index is not None and not torch.equal(
-        index.long(), torch.arange(inputs) // (inputs // steps.shape[1])
-    ):
-        raise ValueError(
-            f"{name}: got inputs in an order of their own (actorder), need groups of neighbours"
-        )
+    _check_order(name, tensors.get(f"{name}.weight_g_idx"), inputs // steps.shape[1])
     codes = unpack_stream(tensors[f"{name}.weight_packed"], bits, inputs)
     packed = tensors.get(f"{name}.weight_zero_point")
     if packed is None:
@@ -212,8 +209,7 @@ def _grouped(name: str, held: _Imported, offsets: bool) -> tuple[GroupedWeight, 
         levels.clamp(0, span).to(torch.uint8), held.bits, scale, multiplier,
         zeros.to(torch.uint8) if offsets else None,
     )  # fmt: skip
-    error = float((made.dequantize() - numbers).norm() / numbers.norm().clamp(min=1e-30))
-    return made, error
+    return made, error_of(made.dequantize(), numbers)
 
 
 def _tensors_of(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -235,7 +231,7 @@ def import_quantized(source: str | Path, target: str | Path) -> None:
     """Writes a checkpoint of GPTQ or compressed-tensors as a folder of filbert.
 
     Weights keep their bits, groups and zeros. Scales of groups become integers times one scale for
-    each output, which moves a step by less than 0.4 % with 2 to 4 bits; the report of the loaded
+    each output, which moves steps a little, most where bits are many; the report of the loaded
     model says by how much the numbers of each weight have changed. What the model computes changes
     more: rows become 8-bit codes here and stay floats there.
 
@@ -285,16 +281,11 @@ def import_quantized(source: str | Path, target: str | Path) -> None:
             raise ValueError(f"{source}: {who}{error}") from error
     # Query, key and value become one weight, so they have offsets together or not at all.
     offsets = any(bool((held.zeros != 1 << (held.bits - 1)).any()) for held in imported.values())
-    manifest, written = Manifest(method=method), {}
+    manifest = Manifest(method=method)
+    written: dict[str, Tensor] = {}
     for name, held in imported.items():
         weight, moved = _grouped(name, held, offsets)
-        manifest.weights[name] = WeightEntry(
-            weight.bits, weight.groups, weight.multiplier is not None, weight.zero is not None,
-            moved,
-        )  # fmt: skip
-        for part in ("packed", "scale", "multiplier", "zero"):
-            if (t := getattr(weight, part)) is not None:
-                written[f"{name}.{part}"] = t
+        written |= manifest.add(name, weight, moved)
     gone = {name + suffix for name in names for suffix in suffixes}
     written |= {name: t for name, t in tensors.items() if name not in gone}
     write_folder(target, config, manifest, written)

@@ -257,10 +257,10 @@ def load_quantized(
             missing or damaged, with its name.
     """
     folder = Path(folder)
-    sentences = (folder / "modules.json").exists()
-    inner = [path.parent for path in sorted(folder.rglob(CONFIG_FILE)) if _is_ours(path)]
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: No such folder, need one of filbert.save_quantized")
+    sentences = (folder / "modules.json").exists()
+    inner = [path.parent for path in sorted(folder.rglob(CONFIG_FILE)) if _is_ours(path)]
     if not inner or not (sentences or inner[0] == folder):
         raise ValueError(
             f"{folder}: got no {CONFIG_FILE} with a quantization_config of filbert, need a folder "

@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...conversion.hugging_face.holders import module_of
 
 __all__ = ["QuantizationReport", "QuantizedRow", "quantization_report"]
 
 _reports: WeakKeyDictionary[nn.Module, QuantizationReport] = WeakKeyDictionary()
+
+
+def error_of(new: Tensor, old: Tensor) -> float:
+    """``|new - old| / |old|``"""
+    wide = old.float()
+    return float((new.float() - wide).norm() / wide.norm().clamp(min=1e-30))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ...nn.grouped.weight import GroupedWeight
 from ...plan import PackedEncoderConfig
 from ..gradients import straight_through
 from .conversion import Bits, group_of, jobs_of, plain_tables, put_table, swap_in
-from .report import QuantizationReport, QuantizedRow
+from .report import QuantizationReport, QuantizedRow, error_of
 from .rounding import Steps, round_to, spread, steps_of
 
 __all__ = ["StraightThrough"]
@@ -178,15 +178,13 @@ class StraightThrough:
                 old = job.linear.weight.detach().float()
                 weight = made[job.linear] = chosen[job.linear].quantized(old)
                 new = weight.dequantize()
-                error = float((new - old).norm() / old.norm().clamp(min=1e-30))
                 job.linear.weight.data.copy_(new)
-                group = None if weight.multiplier is None else weight.inputs // weight.groups
+                group, error = chosen[job.linear].group, error_of(new, old)
                 rows.append(QuantizedRow(job.name, weight.bits, group, weight.nbytes, error, None))
         bits: dict[str, int | None] = {job.name: job.bits for job in self._jobs}
-        swap_in(self.model, bits, made, config or PackedEncoderConfig(check=False))
+        swap_in(self.model, bits, made, config)
         if self._embed_bits is not None:
             for name, child in self._tables:
-                row = put_table(self.model, name, child, self._embed_bits)
-                rows.append(row)
+                rows.append(put_table(self.model, name, child, self._embed_bits))
         QuantizationReport(rows, "training").attach(self.model)
         return self.model

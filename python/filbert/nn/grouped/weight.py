@@ -124,16 +124,17 @@ class GroupedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        held = (self.packed, self.scale, self.multiplier, self.zero)
-        return sum(t.numel() * t.element_size() for t in held if t is not None)
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors there are, by the names of the attributes."""
+        held = {"packed": self.packed, "scale": self.scale, "multiplier": self.multiplier,
+                "zero": self.zero}  # fmt: skip
+        return {name: t for name, t in held.items() if t is not None}
 
     def to(self, device: torch.device | str) -> GroupedWeight:
         """The same weight on another device; itself where it is there."""
-        moved: dict[str, Any] = {
-            name: t.to(device)
-            for name in ("packed", "scale", "multiplier", "zero")
-            if (t := getattr(self, name)) is not None
-        }
+        moved: dict[str, Any] = {name: t.to(device) for name, t in self.tensors().items()}
         return replace(self, **moved)
 
     def like(self, other: GroupedWeight) -> bool:
