@@ -17,6 +17,7 @@ from ..models import race_models
 from ..results import Row
 from ..runner import Options
 from ..workloads import WORKLOADS as ALL
+from .e2e import TOLERANCE
 
 NAME = "e2e_grouped"
 ABOUT = (
@@ -26,8 +27,6 @@ REFERENCE = "HF SDPA"
 RATE = ("tokens_per_s", "tokens/s", 1.0)
 WORKLOADS = dict(ALL)
 DEFAULT = ("bert-base-256", "bert-base-128", "query-*", "minilm-topics")
-#: random weights of 2 bits leave little of a model
-TOLERANCE = {"float32": 2e-5, "bfloat16": 6e-2}
 
 
 def _grouped(bits: int, group: int | str | None = "auto") -> Callable[[Setup], Engine]:

@@ -1,9 +1,10 @@
 """A linear layer of 2 to 8 bits: PyTorch, int8 of oneDNN and onnxruntime, its 4 bits, and filbert.
 
+On a GPU: PyTorch, the int8 product of cuBLAS, and filbert.
 
 Everybody is given rows of float32 and gives rows of float32, so that turning rows into codes is
-timed. Each has its own rounded weight, and what that differs by is added to its result before it is
-checked.
+timed. The one exception is cuBLAS, whose product is timed alone. Each has its own rounded weight,
+and what that differs by is added to its result before it is checked.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ NAME = "linear_grouped"
 ABOUT = "a layer of 2 to 8 bits: F.linear, int8 of oneDNN and onnxruntime, MatMulNBits, filbert"
 REFERENCE = "F.linear"
 RATE = ("operations_per_s", "GOP/s", 1e-9)
+RATE_ON_GPU = ("operations_per_s", "TOP/s", 1e-12)
 #: rows are 8-bit codes: half a step of 255 is 0.2 % of a row's range
-TOLERANCE = {"float32": 3e-2, "bfloat16": 5e-2}
+TOLERANCE = {"float32": 3e-2, "bfloat16": 5e-2, "float16": 3e-2}
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,11 @@ class Size:
 WORKLOADS = {
     f"{inputs}x{outputs}-m{rows}": Size(rows, inputs, outputs)
     for inputs, outputs in ((768, 768), (768, 3072), (3072, 768), (384, 1536), (1536, 384))
-    for rows in (1, 16, 128, 512, 2048)
+    for rows in (1, 16, 128, 512, 2048, 8192)
 }
+#: 8192 rows are for a GPU
+DEFAULT = tuple(name for name in WORKLOADS if not name.endswith("-m8192"))
+CUBLAS = "cuBLAS int8"
 #: filbert's: bits, inputs of a group
 OURS = {
     "filbert 2 bits": (2, None),
@@ -78,13 +83,13 @@ class _Layer:
     """One layer in every form it is run in."""
 
     def __init__(self, size: Size, dtype: torch.dtype, device: str) -> None:
-        del device  # the CPU
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator)
+            return torch.randn(*shape, generator=generator).to(device)
 
         self.ops, self.size, self.dtype = compiled_filbert().ops, size, dtype
+        self.on_gpu = on_gpu(device)
         self.x, self.weight = normal(size.rows, size.inputs), normal(size.outputs, size.inputs)
         self.bias = normal(size.outputs)
 
@@ -191,23 +196,44 @@ class _Layer:
         graph = helper.make_graph([node], "linear", ends[:1], ends[1:], held)
         return self._contestant("onnxruntime MatMulNBits", graph, used)
 
+    def cublas(self) -> Contestant:
+        """Rows and weight are codes before the clock starts, and the sums stay int32: a layer that
+        is made of it takes longer."""
+        if self.size.rows <= 16:
+            raise Unavailable("torch._int_mm needs more than 16 rows")
+        scales = [t.abs().amax(1, keepdim=True) / 127 for t in (self.x, self.weight)]
+        x, weight = (
+            (t / scale).round().to(torch.int8)
+            for t, scale in zip((self.x, self.weight), scales, strict=True)
+        )
+        used = weight * scales[1]
+        restore = self.restored(used)
+        return Contestant(
+            CUBLAS, lambda: torch._int_mm(x, weight.t()),
+            lambda y: restore(y * scales[0].double() * scales[1].double().t() + self.bias),
+            note="codes given, sums not scaled",
+        )  # fmt: skip
+
     def ours(self, name: str) -> Contestant:
         from filbert.compress.quantize import round_to_nearest
         from filbert.nn import LinearGrouped
 
         bits, group = OURS[name]
-        weight = round_to_nearest(self.weight, bits, group)
-        operands = LinearGrouped([weight], self.bias).operands()
+        weight = round_to_nearest(self.weight.cpu(), bits, group)
+        operands = LinearGrouped([weight], self.bias.cpu()).to(self.x.device).operands()
         x = self.x.to(self.dtype)
         return Contestant(
-            name, lambda: self.ops.linear_grouped(x, **operands), self.restored(weight.dequantize())
-        )
+            name, lambda: self.ops.linear_grouped(x, **operands),
+            self.restored(weight.dequantize().to(x.device)),
+        )  # fmt: skip
 
     def contestants(self) -> dict[str, Callable[[], Contestant]]:
-        found: dict[str, Callable[[], Contestant]] = {
-            REFERENCE: self.linear, "filbert linear_dense": self.dense,
-        }  # fmt: skip
-        if self.dtype == torch.float32:
+        found: dict[str, Callable[[], Contestant]] = {REFERENCE: self.linear}
+        if self.on_gpu:
+            found[CUBLAS] = self.cublas
+        else:
+            found["filbert linear_dense"] = self.dense
+        if self.dtype == torch.float32 and not self.on_gpu:
             found |= {
                 "oneDNN dynamic int8": self.onednn,
                 "onnxruntime dynamic int8": self.onnxruntime,
@@ -229,9 +255,8 @@ def work(size: Size, dtype: torch.dtype, who: str) -> Work:
 
 def run(options: Options) -> list[Row]:
     """Checks and times every size asked for."""
-    if on_gpu(options.device):
-        raise SystemExit("linear_grouped: its contestants run on the CPU; need --device cpu")
     return sweep(
         options, WORKLOADS, _Layer, work,
         figure=RATE[0], reference=lambda _: REFERENCE, tolerance=TOLERANCE, budget_s=6.0,
+        default=("*",) if on_gpu(options.device) else DEFAULT,
     )  # fmt: skip

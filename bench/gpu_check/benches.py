@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..cases import attn_varlen, e2e, e2e_binary, linear_binary
+from ..cases import attn_varlen, e2e, e2e_binary, e2e_grouped, linear_binary, linear_grouped
 from ..results import Report, Row, load
 from .libraries import Runner
 from .process import FAILED, NOT_RUN, PASSED, Deadline, Ended, Step, run
@@ -81,11 +81,18 @@ def plan() -> list[Bench]:
             baselines="HF*",
         ),
         Bench("linear of bits", linear_binary.NAME, "*-m8192", 0.6, 60, "768x768-m16"),
+        Bench(
+            "linear of few bits", linear_grouped.NAME, "768*-m8192,*-m16", 0.6, 60, "384x1536-m16"
+        ),
         Bench("norm_residual", "norm_residual", "1024x768,16384x768", 0.6, 45, "1024x768"),
         Bench("bias_gelu", "bias_gelu", "1024x3072,16384x3072", 0.6, 45, "1024x3072"),
         Bench("gather_rows", "gather_rows", "*-128x*", 0.6, 45, "pack-16x256x768"),
         Bench(
             "BERT-base of bits", e2e_binary.NAME, "bert-base-256", 5, 90, "tiny", least_s=35
+        ),
+        Bench(
+            "BERT-base of few bits", e2e_grouped.NAME, "bert-base-256", 5, 90, "tiny",
+            "HF*,filbert*", least_s=35,
         ),
         Bench("attention, D=32", **attention, workloads="d32-max*", most_s=90, baselines=packed),
         Bench(

@@ -173,8 +173,6 @@ def test_the_plan_measures_every_aim_and_fits_the_time_in_order():
     assert {one.case for one in given} == set(CASES) - {
         "memory",
         "linear_dense",
-        "linear_grouped",
-        "e2e_grouped",
         "footprint",
         "quality",
         "peak",
