@@ -207,9 +207,9 @@ WRITES = [_all_parameters, _a_weight_in_inference_mode, _a_bias, _a_tensor_of_th
 
 
 @pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("backend", ["filbert", "linear"])
-def test_a_write_in_place_is_an_error_until_weights_are_loaded(write, backend, monkeypatch):
-    if backend == "linear":
+@pytest.mark.parametrize("dense", ["filbert", "linear"])
+def test_a_write_in_place_is_an_error_until_weights_are_loaded(write, dense, monkeypatch):
+    if dense == "linear":
         monkeypatch.setattr("filbert.nn.dense.backends.BACKENDS", (FLinear,))
     model = convert(build("bert"))
     state = bits(model)

@@ -23,7 +23,7 @@ SHAPES = [(1, 8), (24, 16), (25, 17), (96, 48)]
 
 
 @pytest.fixture(params=backends.BACKENDS, ids=lambda kind: kind.name)
-def backend(request, monkeypatch):
+def dense_backend(request, monkeypatch):
     """Each backend in turn, if it can run here; else what is chosen in its place."""
     monkeypatch.setattr(backends, "BACKENDS", (request.param, backends.FLinear))
     return request.param
@@ -43,13 +43,13 @@ def native(x, weight, bias, activation):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh"])
-def test_product(backend, shape, dtype, with_bias, activation):
+def test_product(dense_backend, shape, dtype, with_bias, activation):
     torch.manual_seed(0)
     weight = torch.randn(shape).to(dtype)
     bias = torch.randn(shape[0]).to(dtype) if with_bias else None
     linear = PackedLinear([weight], bias, activation=activation)
-    runs = backend.why_not(weight, linear.compute_dtype) is None
-    assert linear.backend == (backend.name if runs else "linear")
+    runs = dense_backend.why_not(weight, linear.compute_dtype) is None
+    assert linear.backend == (dense_backend.name if runs else "linear")
     x = torch.randn(78, shape[1]).to(dtype)
     before = x.clone()
     # Judged together: of a single number the native error can be next to nothing by chance.
@@ -93,7 +93,7 @@ def test_rows_are_widened_exactly_where_bf16_is_slow(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", [(24,), (24, 24, 24), (8, 16)])
-def test_weights_come_back_bit_for_bit(backend, dtype, sizes):
+def test_weights_come_back_bit_for_bit(dense_backend, dtype, sizes):
     weights = [torch.randn(n, 16).to(dtype) for n in sizes]
     weights[0][0, :4] = torch.tensor([1e-39, -0.0, float("inf"), 3e38])
     linear = PackedLinear(weights)
@@ -142,7 +142,7 @@ def test_a_dense_weight_is_saved_and_nothing_is_trained():
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_copies(backend, copier, dtype):
+def test_copies(dense_backend, copier, dtype):
     packed = PackedLinear(
         [torch.randn(24, 16).to(dtype)], torch.randn(24).to(dtype), activation="gelu"
     )

@@ -27,8 +27,10 @@ def check(q, k, v, cu_q, cu_k, **features):
     native, exact = answers(q, k, v, cu_q, cu_k, scale, **features)
     assert out.dtype == q.dtype
     assert lse.dtype == torch.float32
-    assert_close_to_native(out, native[0], exact[0])
-    assert_close_to_native(lse, native[1], exact[1], room=room_of_scores(q, k, scale))
+    # On a GPU native's float32 sums are cuBLAS's, in several chains where the kernel has one.
+    factor = 3.0 if q.is_cuda and q.dtype == torch.float32 else 2.0
+    assert_close_to_native(out, native[0], exact[0], factor)
+    assert_close_to_native(lse, native[1], exact[1], factor, room_of_scores(q, k, scale))
     return out, lse
 
 

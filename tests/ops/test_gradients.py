@@ -62,15 +62,15 @@ def test_operators_run_where_no_gradient_is_recorded(name):
             assert_exact(a.detach(), b)
 
 
-@pytest.mark.parametrize(("backend", "fullgraph"), [("eager", True), ("aot_eager", False)])
+@pytest.mark.parametrize(("compiler", "fullgraph"), [("eager", True), ("aot_eager", False)])
 @pytest.mark.parametrize("name", WITH_FLOATS)
-def test_operators_refuse_under_torch_compile(name, fullgraph, backend):
+def test_operators_refuse_under_torch_compile(name, fullgraph, compiler):
     torch._dynamo.reset()
     function, floats, others = CALLS[name]()
     first, *_ = floats
     step = torch.compile(
         lambda x: function(**{**floats, first: x * 1}, **others),
-        backend=backend,
+        backend=compiler,
         fullgraph=fullgraph,
     )
     with pytest.raises(RuntimeError, match=f"{name} is inference only"):

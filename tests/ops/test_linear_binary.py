@@ -93,7 +93,8 @@ def test_zeros_in_rows_of_signs(backend, shape, density):
     whichever rows share a tile."""
     rows, features, outputs = shape
     codes = 2 * integers(0, 2, rows, features)
-    zeros = torch.rand(rows, features, generator=torch.Generator().manual_seed(3)) < density
+    random = torch.Generator().manual_seed(3)
+    zeros = torch.rand(rows, features, generator=random, device="cpu") < density
     zeros[rows // 2] = False  # a row without any, and one of nothing else
     zeros[-1] = density > 0
     codes[zeros.to(codes.device)] = 1
