@@ -99,6 +99,7 @@ STAND_INS: dict[str, Any] = {
     "get_device_capability": lambda device=None: (GPU.major, GPU.minor),
     "synchronize": lambda device=None: None,
     "empty_cache": lambda: None,
+    "_sleep": lambda cycles: None,
     "Event": Event,
 }
 
