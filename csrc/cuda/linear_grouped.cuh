@@ -25,13 +25,19 @@ struct GroupedTiling {
   static constexpr int kOutputs = kPanels * static_cast<int>(kGroupedPanel);
   static constexpr int kThreads = kDown * kAcross * 32;
 
+  static constexpr GroupedTileSize size() {
+    return {kRows, kOutputs, kThreads, kColumns * static_cast<int>(kGroupedPanel)};
+  }
   static constexpr bool is(const GroupedTileSize& size) {
-    return size.rows == kRows && size.outputs == kOutputs && size.threads == kThreads;
+    return size.rows == kRows && size.outputs == kOutputs && size.threads == kThreads &&
+           size.warp_outputs == kColumns * static_cast<int>(kGroupedPanel);
   }
 };
 using GroupedLargeTiling = GroupedTiling<4, 2, 2, 4>;
+using GroupedScaledTiling = GroupedTiling<2, 4, 2, 2>;
 using GroupedSmallTiling = GroupedTiling<2, 2, 1, 2>;
 static_assert(GroupedLargeTiling::is(kGroupedLargeTile), "");
+static_assert(GroupedScaledTiling::is(kGroupedScaledTile), "");
 static_assert(GroupedSmallTiling::is(kGroupedSmallTile), "");
 
 // Where things lie in one stage of shared memory: 128 codes of each row, then the units of each
@@ -183,10 +189,74 @@ struct GroupedSums {
     if constexpr (kScaled) return totals[strip][column][i % 2][place];
     return sums[strip][column][i % 2][place] >> (8 - kBits);
   }
+  __device__ __forceinline__ uint4 four(int strip, int column, int half) const {
+    return uint4{static_cast<uint32_t>(at(strip, column, half, 0)),
+                 static_cast<uint32_t>(at(strip, column, half, 1)),
+                 static_cast<uint32_t>(at(strip, column, half, 2)),
+                 static_cast<uint32_t>(at(strip, column, half, 3))};
+  }
+};
+
+// From fragments to results. A warp turns its sums of 16 rows at a time in shared memory, where no
+// operand is left, so that neighbouring lanes write neighbouring outputs, and one rolled loop makes
+// results of them: unrolled over the fragments, it was half a megabyte of code, and three quarters
+// of the time on an H200 went into fetching instructions.
+template <typename Tiling>
+struct GroupedResults {
+  static constexpr int kOutputs = Tiling::kColumns * static_cast<int>(kGroupedPanel);
+  static constexpr int kLanes = kOutputs / 4;  // of a row, four outputs each
+  static constexpr int kRowBytes = static_cast<int>(grouped_result_row(kOutputs));
+  static constexpr int kWarpBytes = 16 * kRowBytes;
+  static_assert(Tiling::kThreads / 32 * kWarpBytes == grouped_result_bytes(Tiling::size()), "");
+
+  const LinearGroupedArgs& args;
+  uint32_t base;  // the warp's part of shared memory
+  int lane;
+
+  __device__ __forceinline__ GroupedResults(const LinearGroupedArgs& args, uint32_t memory,
+                                            int warp, int lane)
+      : args(args), base(memory + warp * kWarpBytes), lane(lane) {}
+
+  // sums: of the strips from `row` on and the columns from `panel` on.
+  template <typename Sums>
+  __device__ __forceinline__ void write(const Sums& sums, int64_t row, int panel) const {
+    const int place = lane % kLanes * 4;
+    const GroupedWriter write(args);
+#pragma unroll
+    for (int s = 0; s < Tiling::kStrips; ++s) {
+      __syncwarp();  // all lanes have read the last strip's
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int c = 0; c < Tiling::kColumns; ++c) {
+          store_shared_16(
+              at(half * 8 + lane / 4, c * static_cast<int>(kGroupedPanel) + lane % 4 * 4),
+              sums.four(s, c, half));
+        }
+      }
+      __syncwarp();
+      // Read again for each strip: before, all registers hold sums.
+      const GroupedColumns columns(args, panel * static_cast<int>(kGroupedPanel) + place);
+#pragma unroll 1
+      for (int r = lane / kLanes; r < 16; r += 32 / kLanes) {
+        const int64_t n = row + s * 16 + r;
+        if (n >= args.rows) break;
+        const uint4 four = load_shared_16(at(r, place));
+        const int32_t own[4] = {static_cast<int32_t>(four.x), static_cast<int32_t>(four.y),
+                                static_cast<int32_t>(four.z), static_cast<int32_t>(four.w)};
+        write(n, columns, own, args.codes.scale[n], args.codes.zero[n]);
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ uint32_t at(int row, int output) const {
+    return base + row * kRowBytes + output * 4;
+  }
 };
 
 template <typename Tiling, int kBits, bool kScaled>
-__global__ void __launch_bounds__(Tiling::kThreads)
+__global__ void __launch_bounds__(Tiling::kThreads, 512 / Tiling::kThreads)
     linear_grouped_kernel(const __grid_constant__ LinearGroupedArgs args) {
   using Stage = GroupedStage<Tiling, kBits>;
   const GroupedOperands<Tiling, kBits> operands(args);
@@ -221,24 +291,8 @@ __global__ void __launch_bounds__(Tiling::kThreads)
     __syncthreads();  // nobody reads it any more
   }
   cp_async_wait<0>();
-  const GroupedWriter write(args);
-#pragma unroll
-  for (int s = 0; s < Tiling::kStrips; ++s) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t row = operands.row() + warp_row + s * 16 + half * 8 + lane / 4;
-      const bool there = row < args.rows;
-      const float by = there ? args.codes.scale[row] : 0.0f;
-      const int32_t zero = there ? args.codes.zero[row] : 0;
-#pragma unroll
-      for (int c = 0; c < Tiling::kColumns; ++c) {
-        const int32_t four[4] = {sums.at(s, c, half, 0), sums.at(s, c, half, 1),
-                                 sums.at(s, c, half, 2), sums.at(s, c, half, 3)};
-        const int output = (operands.panel() + warp_panel + c) * static_cast<int>(kGroupedPanel);
-        write(row, output + lane % 4 * 4, four, by, zero);
-      }
-    }
-  }
+  GroupedResults<Tiling>(args, memory, warp, lane)
+      .write(sums, operands.row() + warp_row, operands.panel() + warp_panel);
 }
 
 }  // namespace cuda

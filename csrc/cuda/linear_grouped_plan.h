@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "args/linear_grouped.h"
 #include "cuda/device/plan.h"
 
@@ -9,10 +11,12 @@ namespace cuda {
 // What one block makes of linear_grouped.
 struct GroupedTileSize {
   int64_t rows, outputs, threads;
+  int64_t warp_outputs;  // side by side in one warp
 };
-constexpr GroupedTileSize kGroupedLargeTile{128, 128, 256};
-constexpr GroupedTileSize kGroupedSmallTile{32, 64, 128};  // where large ones would be too few
-constexpr GroupedTileSize kGroupedFewTile{16, 16, 256};    // its warps share the inputs
+constexpr GroupedTileSize kGroupedLargeTile{128, 128, 256, 64};
+constexpr GroupedTileSize kGroupedScaledTile{64, 128, 256, 32};  // with groups: twice the sums
+constexpr GroupedTileSize kGroupedSmallTile{32, 64, 128, 32};  // where large ones would be too few
+constexpr GroupedTileSize kGroupedFewTile{16, 16, 256, 16};    // its warps share the inputs
 
 // Units of 32 inputs that lie in shared memory at a time: whole groups.
 constexpr int64_t kGroupedStageUnits = 4;
@@ -35,6 +39,14 @@ constexpr int64_t grouped_code_row(int64_t inputs) {
   return ceil_div(inputs, kGroupedUnit) * kGroupedUnit + 16;
 }
 
+// Bytes between rows of sums that a warp turns in shared memory: two rows, of which eight lanes
+// write 16 bytes each, touch all banks.
+constexpr int64_t grouped_result_row(int64_t outputs) { return outputs * 4 + 64; }
+// For the 16 rows that each warp of a block turns at a time.
+constexpr int64_t grouped_result_bytes(const GroupedTileSize& tile) {
+  return tile.threads / 32 * 16 * grouped_result_row(tile.warp_outputs);
+}
+
 inline LinearGroupedPlan plan_linear_grouped(const LinearGroupedArgs& args,
                                              int64_t multiprocessors) {
   const bool numbers = args.x != nullptr;
@@ -47,13 +59,14 @@ inline LinearGroupedPlan plan_linear_grouped(const LinearGroupedArgs& args,
   const auto blocks = [&](const GroupedTileSize& tile) {
     return ceil_div(args.rows, tile.rows) * ceil_div(args.outputs, tile.outputs);
   };
-  const bool small = blocks(kGroupedLargeTile) < multiprocessors;
-  const GroupedTileSize& tile = small ? kGroupedSmallTile : kGroupedLargeTile;
+  const GroupedTileSize& large = args.multiplier ? kGroupedScaledTile : kGroupedLargeTile;
+  const bool small = blocks(large) < multiprocessors;
+  const GroupedTileSize& tile = small ? kGroupedSmallTile : large;
   const int64_t stage = kGroupedStageUnits * (tile.rows * kGroupedUnit +
                                               tile.outputs / 16 * kGroupedUnitBytes * args.bits);
   const int64_t stages = args.inputs > kGroupedStageUnits * kGroupedUnit ? 2 : 1;
   return {small ? GroupedKernel::kSmall : GroupedKernel::kLarge,
-          {blocks(tile), tile.threads, stages * stage},
+          {blocks(tile), tile.threads, std::max(stages * stage, grouped_result_bytes(tile))},
           numbers};
 }
 

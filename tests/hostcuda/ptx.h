@@ -136,6 +136,8 @@ inline void store_16(void* to, uint4 value) {
   std::memcpy(to, &value, 16);
 }
 
+inline void prefetch_l2(const void*) {}
+
 inline void cp_async_16(uint32_t to, const void* from, bool valid) {
   hostcuda::copy_async(to, from, 16, valid);
 }

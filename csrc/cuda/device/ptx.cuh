@@ -101,6 +101,11 @@ __device__ __forceinline__ void store_16(void* to, uint4 value) {
                : "memory");
 }
 
+// Asks for the line at `from` to be brought into the L2.
+__device__ __forceinline__ void prefetch_l2(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 // Copies 16 bytes to shared memory in the background, or writes 16 zeros if not `valid`: then
 // `from` is not read, and may be any address. Both sides are aligned to 16.
 __device__ __forceinline__ void cp_async_16(uint32_t to, const void* from, bool valid) {

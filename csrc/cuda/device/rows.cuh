@@ -1,4 +1,5 @@
-// What the kernels that go over rows share: eight neighbouring values in registers, as float32.
+// What the kernels that go over rows share: eight neighbouring values in registers, as float32, and
+// four that are read or written in one access.
 #pragma once
 
 #include <cstdint>
@@ -47,6 +48,37 @@ __device__ __forceinline__ void store_eight(T* to, const float (&from)[kEight]) 
     for (int j = 0; j < kPerStore; ++j) piece.values[j] = from_float<T>(from[i + j]);
     store_16(to + i, piece.bytes);
   }
+}
+
+// Four neighbouring values in one access of 16 or 8 bytes.
+template <typename T>
+struct Four {
+  union {
+    uint4 sixteen;
+    uint2 eight;
+    T values[4];
+  };
+
+  __device__ __forceinline__ void load(const T* from) {
+    if (sizeof(T) == 4) {
+      sixteen = load_16(from);
+    } else {
+      eight = load_8(from);
+    }
+  }
+  __device__ __forceinline__ void store(T* to) const {
+    if (sizeof(T) == 4) {
+      store_16(to, sixteen);
+    } else {
+      store_8(to, eight);
+    }
+  }
+};
+
+// Whether rows of a [T, N] operand can be accessed by four values at a time.
+template <typename T>
+__device__ __forceinline__ bool by_fours(const void* p, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(p) % (4 * sizeof(T)) == 0 && stride % 4 == 0;
 }
 
 __device__ __forceinline__ float sum_over_warp(float x) {

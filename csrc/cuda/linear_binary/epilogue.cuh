@@ -113,37 +113,6 @@ __device__ __forceinline__ float row_scale(const LinearBinaryArgs& args, int row
   return args.scale && row < args.rows ? args.scale[row] : 1.0f;
 }
 
-// Four neighbouring values in one access of 16 or 8 bytes.
-template <typename T>
-struct Four {
-  union {
-    uint4 sixteen;
-    uint2 eight;
-    T values[4];
-  };
-
-  __device__ __forceinline__ void load(const T* from) {
-    if (sizeof(T) == 4) {
-      sixteen = load_16(from);
-    } else {
-      eight = load_8(from);
-    }
-  }
-  __device__ __forceinline__ void store(T* to) const {
-    if (sizeof(T) == 4) {
-      store_16(to, sixteen);
-    } else {
-      store_8(to, eight);
-    }
-  }
-};
-
-// Whether rows of a [T, N] operand can be accessed by four values at a time.
-template <typename T>
-__device__ __forceinline__ bool by_fours(const void* p, int64_t stride) {
-  return reinterpret_cast<uintptr_t>(p) % (4 * sizeof(T)) == 0 && stride % 4 == 0;
-}
-
 // Adds the residual to four neighbouring outputs of a row, and writes those that there are.
 template <typename T>
 struct NumberWriter {

@@ -3,19 +3,29 @@
 
 #include "args/linear_grouped.h"
 #include "cuda/device/activations.cuh"
+#include "cuda/device/arithmetic.cuh"
 #include "cuda/device/rows.cuh"
 
 namespace filbert {
 namespace cuda {
 
-template <typename T>
-__device__ __forceinline__ float load_number(const void* p, int64_t i) {
-  return to_float(static_cast<const T*>(p)[i]);
-}
-__device__ __forceinline__ float load_number(DType dtype, const void* p, int64_t i) {
-  if (dtype == DType::kFloat32) return load_number<float>(p, i);
-  return dtype == DType::kBFloat16 ? load_number<bf16>(p, i) : load_number<fp16>(p, i);
-}
+// What four neighbouring outputs add to their sums; 0 past the last one.
+struct GroupedColumns {
+  int first, count;  // of which so many are there, 0 to 4
+  float scale[4], bias[4];
+  int32_t totals[4];
+
+  __device__ __forceinline__ GroupedColumns(const LinearGroupedArgs& args, int first)
+      : first(first), count(at_most(static_cast<int>(args.outputs) - first, 4)) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool there = i < count;
+      scale[i] = there ? args.scale[first + i] : 0.0f;
+      bias[i] = there && args.bias ? args.bias[first + i] : 0.0f;
+      totals[i] = there ? args.totals[first + i] : 0;
+    }
+  }
+};
 
 // Writes results of four neighbouring outputs of a row.
 struct GroupedWriter {
@@ -28,43 +38,98 @@ struct GroupedWriter {
         residual(args.norm_weight ? nullptr : args.residual),
         out_dtype(args.out_codes.codes && !args.norm_weight ? DType::kFloat32 : args.dtype) {}
 
-  // By how much offsets of the weight change a sum: they take from each group what its codes add up
-  // to.
-  __device__ __forceinline__ int32_t offset_of(int64_t row, int output) const {
-    const int32_t* offset =
-        args.offset + output / kGroupedPanel * args.groups * kGroupedPanel + output % kGroupedPanel;
-    const int32_t* sums = args.code_sums + row * args.groups;
-    int32_t sum = 0;
-    for (int g = 0; g < args.groups; ++g) sum += offset[g * kGroupedPanel] * sums[g];
-    return sum;
-  }
-
-  // sums: of outputs from `output` on; by and zero: of the row's codes.
-  __device__ __forceinline__ void operator()(int64_t row, int output, const int32_t (&sums)[4],
-                                             float by, int32_t zero) const {
-    if (row >= args.rows) return;
+  // sums: of the columns' outputs; by and zero: of the row's codes.
+  __device__ __forceinline__ void operator()(int64_t row, const GroupedColumns& columns,
+                                             const int32_t (&sums)[4], float by,
+                                             int32_t zero) const {
+    if (row >= args.rows || columns.count <= 0) return;
+    int32_t own[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) own[i] = sums[i] - zero * columns.totals[i];
+    if (args.offset) take_offsets(row, columns.first, own);
+    float y[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int n = output + i;
-      if (n >= args.outputs) return;
-      int32_t sum = sums[i] - zero * args.totals[n];
-      if (args.offset) sum -= offset_of(row, n);
-      float y = multiply_rn(multiply_rn(static_cast<float>(sum), by), args.scale[n]);
-      if (args.bias) y += args.bias[n];
-      y = out_dtype == DType::kFloat32 ? activated<float>(y, args.activation)
-                                       : activated<bf16>(y, args.activation);
-      if (residual) y += load_number(args.dtype, residual, row * args.residual_row + n);
-      store(row * args.outputs + n, y);
+      y[i] = multiply_rn(multiply_rn(static_cast<float>(own[i]), by), columns.scale[i]);
+      if (args.bias) y[i] += columns.bias[i];
+    }
+    if (args.activation != Activation::kNone) activate(y);
+    if (residual) {
+      switch (args.dtype) {
+        case DType::kFloat32:
+          add_residual<float>(row, columns, y);
+          break;
+        case DType::kBFloat16:
+          add_residual<bf16>(row, columns, y);
+          break;
+        default:
+          add_residual<fp16>(row, columns, y);
+      }
+    }
+    switch (out_dtype) {
+      case DType::kFloat32:
+        return store<float>(row, columns, y);
+      case DType::kBFloat16:
+        return store<bf16>(row, columns, y);
+      default:
+        return store<fp16>(row, columns, y);
     }
   }
 
-  __device__ __forceinline__ void store(int64_t at, float y) const {
-    if (out_dtype == DType::kFloat32) {
-      static_cast<float*>(args.out)[at] = y;
-    } else if (out_dtype == DType::kBFloat16) {
-      static_cast<bf16*>(args.out)[at] = from_float<bf16>(y);
+ private:
+  static constexpr int kPanel = static_cast<int>(kGroupedPanel);
+
+  // Offsets of the weight take from each group what its codes add up to. They are there for whole
+  // panels.
+  __device__ __forceinline__ void take_offsets(int64_t row, int first, int32_t (&sums)[4]) const {
+    const int32_t* offset =
+        args.offset + int64_t{first / kPanel} * args.groups * kPanel + first % kPanel;
+    const int32_t* of_codes = args.code_sums + row * args.groups;
+#pragma unroll 1
+    for (int g = 0; g < args.groups; ++g) {
+      Four<int32_t> four;
+      four.load(offset + g * kPanel);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[i] -= four.values[i] * of_codes[g];
+    }
+  }
+
+  __device__ __forceinline__ void activate(float (&y)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      y[i] = out_dtype == DType::kFloat32 ? activated<float>(y[i], args.activation)
+                                          : activated<bf16>(y[i], args.activation);
+    }
+  }
+
+  template <typename T>
+  __device__ __forceinline__ void add_residual(int64_t row, const GroupedColumns& columns,
+                                               float (&y)[4]) const {
+    const T* from = static_cast<const T*>(residual) + row * args.residual_row + columns.first;
+    Four<T> four{};
+    if (columns.count == 4 && by_fours<T>(residual, args.residual_row)) {
+      four.load(from);
     } else {
-      static_cast<fp16*>(args.out)[at] = from_float<fp16>(y);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (i < columns.count) four.values[i] = from[i];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) y[i] += to_float(four.values[i]);
+  }
+
+  template <typename T>
+  __device__ __forceinline__ void store(int64_t row, const GroupedColumns& columns,
+                                        const float (&y)[4]) const {
+    T* to = static_cast<T*>(args.out) + row * args.outputs + columns.first;
+    Four<T> four;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four.values[i] = from_float<T>(y[i]);
+    if (columns.count == 4 && by_fours<T>(args.out, args.outputs)) return four.store(to);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i < columns.count) to[i] = four.values[i];
     }
   }
 };

@@ -2,6 +2,8 @@
 // by side.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/device/launch.cuh"
 #include "cuda/linear_grouped.cuh"
 #include "cuda/linear_grouped/few_rows.cuh"
@@ -20,8 +22,9 @@ void multiply_grouped(const LinearGroupedArgs& args, const LinearGroupedPlan& pl
                     linear_grouped_kernel<GroupedSmallTiling, kBits, kScaled>, plan.launch, stream,
                     args);
     case GroupedKernel::kLarge:
-      return launch("linear_grouped", linear_grouped_kernel<GroupedLargeTiling, kBits, kScaled>,
-                    plan.launch, stream, args);
+      using Tiling = std::conditional_t<kScaled, GroupedScaledTiling, GroupedLargeTiling>;
+      return launch("linear_grouped", linear_grouped_kernel<Tiling, kBits, kScaled>, plan.launch,
+                    stream, args);
   }
 }
 
