@@ -10,8 +10,8 @@ import torch
 
 #: bytes written, and as many read, before every run, where twice the L2 is less
 LEAST_FLUSH = 128 << 20
-#: clock cycles that the device then waits, about 0.4 ms: a host launches an operator of PyTorch in 5
-#: to 50 microseconds, on an H200 often later than the flush had ended
+#: clock cycles that the device then waits, about 0.4 ms: a host launches an operator in 5 to 50
+#: microseconds, on an H200 often later than the flush had ended
 HEAD_START = 700_000
 #: a GPU that idled starts at a low clock; this long it is kept busy before a race
 WARM_UP_S = 0.1
