@@ -2,7 +2,7 @@
 // and signed numbers, exact in 32 bits.
 //
 // A block makes one tile of outputs. Codes and weights come through shared memory in stages of four
-// units, 128 inputs, the next one loading while this one is multiplied. Weights stay as few bits as
+// units, 128 inputs, two stages ahead of the one that is multiplied. Weights stay as few bits as
 // they are in memory up to the registers (linear_grouped/numbers.cuh).
 #pragma once
 
@@ -16,11 +16,14 @@ namespace cuda {
 
 constexpr int kStageUnits = static_cast<int>(kGroupedStageUnits);
 constexpr int kStageInputs = kStageUnits * static_cast<int>(kGroupedUnit);
+constexpr int kStages = static_cast<int>(kGroupedStages);
 
-// How the warps of a block share its tile: kStrips times 16 rows and kColumns panels each.
-template <int kDown_, int kAcross_, int kStrips_, int kColumns_>
+// How the warps of a block share its tile: kStrips times 16 rows and kColumns panels each. So many
+// blocks fit a multiprocessor.
+template <int kDown_, int kAcross_, int kStrips_, int kColumns_, int kBlocks_>
 struct GroupedTiling {
   static constexpr int kDown = kDown_, kAcross = kAcross_, kStrips = kStrips_, kColumns = kColumns_;
+  static constexpr int kBlocks = kBlocks_;
   static constexpr int kRows = kDown * kStrips * 16, kPanels = kAcross * kColumns;
   static constexpr int kOutputs = kPanels * static_cast<int>(kGroupedPanel);
   static constexpr int kThreads = kDown * kAcross * 32;
@@ -33,15 +36,15 @@ struct GroupedTiling {
            size.warp_outputs == kColumns * static_cast<int>(kGroupedPanel);
   }
 };
-using GroupedLargeTiling = GroupedTiling<4, 2, 2, 4>;
-using GroupedScaledTiling = GroupedTiling<2, 4, 2, 2>;
-using GroupedSmallTiling = GroupedTiling<2, 2, 1, 2>;
+using GroupedLargeTiling = GroupedTiling<2, 4, 4, 2, 2>;
+using GroupedScaledTiling = GroupedTiling<2, 4, 2, 2, 2>;
+using GroupedSmallTiling = GroupedTiling<2, 2, 1, 2, 4>;
 static_assert(GroupedLargeTiling::is(kGroupedLargeTile), "");
 static_assert(GroupedScaledTiling::is(kGroupedScaledTile), "");
 static_assert(GroupedSmallTiling::is(kGroupedSmallTile), "");
 
 // Where things lie in one stage of shared memory: 128 codes of each row, then the units of each
-// panel.
+// panel. A stage begins at a multiple of 128.
 template <typename Tiling, int kBits>
 struct GroupedStage {
   static constexpr int kUnitBytes = kBits * static_cast<int>(kGroupedUnitBytes);
@@ -50,7 +53,8 @@ struct GroupedStage {
   static constexpr int kBytes = kCodeBytes + Tiling::kPanels * kPanelBytes;
   uint32_t base;
 
-  // 16 codes. XORed with the row, so that eight rows of one piece touch all banks.
+  // 16 codes. XORed with the row, so that eight rows of one piece touch all banks. That of another
+  // unit is found by XOR with 32 times its number, that of another 16 rows by addition.
   __device__ __forceinline__ uint32_t codes(int row, int piece) const {
     return base + row * kStageInputs + (piece ^ row % 8) * 16;
   }
@@ -72,106 +76,192 @@ __device__ __forceinline__ uint4 gather_bytes(const uint8_t* from, int inside) {
   return uint4{words[0], words[1], words[2], words[3]};
 }
 
+// What a thread copies of one stage after the other, with zeros for what is not there: 16 codes of
+// some rows, and pieces of one panel. What stages have in common is worked out once.
 template <typename Tiling, int kBits>
-struct GroupedOperands {
+class GroupedFetch {
   using Stage = GroupedStage<Tiling, kBits>;
-  const LinearGroupedArgs& args;
-  int row_tile, output_tile, units;
+  static constexpr int kCodePieces = kStageInputs / 16;            // of a row
+  static constexpr int kRowStep = Tiling::kThreads / kCodePieces;  // from copy to copy
+  static constexpr int kRun = 16;                                  // pieces side by side
+  static constexpr int kRuns = Stage::kPanelBytes / (kRun * 16);   // of a panel
+  static constexpr int kRunStep = Tiling::kThreads / kRun / Tiling::kPanels;
+  static constexpr int kRowCopies = Tiling::kRows / kRowStep;
+  static constexpr int kRunCopies = static_cast<int>(ceil_div(kRuns, kRunStep));
+  static_assert(kRowStep % 8 == 0 && Tiling::kRows % kRowStep == 0, "");
+  static_assert(Tiling::kThreads % (kRun * Tiling::kPanels) == 0, "");
 
-  __device__ __forceinline__ explicit GroupedOperands(const LinearGroupedArgs& args) : args(args) {
-    const int across = divided_up(args.outputs, Tiling::kOutputs);
-    row_tile = blockIdx.x / across;
-    output_tile = blockIdx.x % across;
-    units = divided_up(args.inputs, static_cast<int>(kGroupedUnit));
+ public:
+  __device__ __forceinline__ GroupedFetch(const LinearGroupedArgs& args, int64_t row, int panel) {
+    const int r = threadIdx.x / kCodePieces, code_piece = threadIdx.x % kCodePieces;
+    code_row = args.codes.codes_row;
+    codes = args.codes.codes + (row + r) * code_row + code_piece * 16;
+    codes_to = Stage{0}.codes(r, code_piece);
+    rows = at_most(args.rows - row, Tiling::kRows) - r;
+    inputs = static_cast<int>(args.inputs) - code_piece * 16;
+    whole = reinterpret_cast<uintptr_t>(args.codes.codes) % 16 == 0 &&
+            (code_row | args.inputs) % 16 == 0;
+
+    const int units = divided_up(args.inputs, static_cast<int>(kGroupedUnit));
+    const int panels = divided_up(args.outputs, static_cast<int>(kGroupedPanel));
+    const int own = threadIdx.x / kRun % Tiling::kPanels;
+    run = threadIdx.x / kRun / Tiling::kPanels;
+    const int piece = run * kRun + threadIdx.x % kRun;
+    weights = args.weight + int64_t{panel + own} * units * Stage::kUnitBytes + piece * 16;
+    pieces = panel + own < panels ? units * (Stage::kUnitBytes / 16) - piece : 0;
+#pragma unroll
+    for (int i = 0; i < kRunCopies; ++i) {
+      const int at = piece + i * kRunStep * kRun;
+      weights_to[i] = Stage{0}.weights(own, at / (kBits * 4), at / 4 % kBits, at % 4);
+    }
   }
-  __device__ __forceinline__ int64_t row() const { return int64_t{row_tile} * Tiling::kRows; }
-  __device__ __forceinline__ int panel() const { return output_tile * Tiling::kPanels; }
-  __device__ __forceinline__ int stages() const { return divided_up(units, kStageUnits); }
 
-  // Starts copying stage `number`, with zeros for what is not there.
-  __device__ __forceinline__ void fetch(const Stage& to, int number) const {
-    fetch_codes(to, number * kStageInputs);
-    fetch_weights(to, number * kStageUnits);
+  // Starts copying the next stage to `stage`.
+  __device__ __forceinline__ void next(uint32_t stage) {
+    if (whole) {
+      const uint8_t* from = codes;
+#pragma unroll
+      for (int i = 0; i < kRowCopies; ++i) {
+        cp_async_16(stage + codes_to + i * kRowStep * kStageInputs, from,
+                    inputs > 0 && i * kRowStep < rows);
+        from += kRowStep * code_row;
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < kRowCopies; ++i) {
+        const int inside = i * kRowStep < rows ? inputs : 0;
+        store_shared_16(stage + codes_to + i * kRowStep * kStageInputs,
+                        gather_bytes(codes + i * kRowStep * code_row, inside));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kRunCopies; ++i) {
+      if (kRuns % kRunStep != 0 && run + i * kRunStep >= kRuns) break;
+      cp_async_16(stage + weights_to[i], weights + i * kRunStep * kRun * 16,
+                  i * kRunStep * kRun < pieces);
+    }
+    codes += kStageInputs, inputs -= kStageInputs;
+    weights += Stage::kPanelBytes, pieces -= Stage::kPanelBytes / 16;
   }
 
  private:
-  __device__ __forceinline__ void fetch_codes(const Stage& to, int first) const {
-    constexpr int kPieces = kStageInputs / 16, kStep = Tiling::kThreads / kPieces;
-    const int piece = threadIdx.x % kPieces;
-    const int inside = at_most(args.inputs - first - piece * 16, 16);
-    const int rows = at_most(args.rows - row(), Tiling::kRows);
-    const uint8_t* codes = args.codes.codes + row() * args.codes.codes_row + first + piece * 16;
-    const bool whole = reinterpret_cast<uintptr_t>(args.codes.codes) % 16 == 0 &&
-                       (args.codes.codes_row | args.inputs) % 16 == 0;
-    for (int r = threadIdx.x / kPieces; r < Tiling::kRows; r += kStep) {
-      const bool there = r < rows && inside > 0;
-      const uint8_t* from = there ? codes + r * args.codes.codes_row : args.codes.codes;
-      if (whole) {
-        cp_async_16(to.codes(r, piece), from, there);
-      } else {
-        store_shared_16(to.codes(r, piece), gather_bytes(from, there ? inside : 0));
-      }
-    }
-  }
-
-  __device__ __forceinline__ void fetch_weights(const Stage& to, int first_unit) const {
-    constexpr int kPieces = Stage::kPanelBytes / 16;  // of a panel, contiguous in memory
-    const int panels = divided_up(args.outputs, static_cast<int>(kGroupedPanel)) - panel();
-    const int pieces = at_most(units - first_unit, kStageUnits) * (Stage::kUnitBytes / 16);
-    const uint8_t* weight =
-        args.weight + (int64_t{panel()} * units + first_unit) * Stage::kUnitBytes;
-    for (int at = threadIdx.x; at < Tiling::kPanels * kPieces; at += Tiling::kThreads) {
-      const int p = at / kPieces, piece = at % kPieces;
-      const int unit = piece / (kBits * 4), vector = piece / 4 % kBits;
-      const bool there = p < panels && piece < pieces;
-      const uint8_t* from =
-          there ? weight + int64_t{p} * units * Stage::kUnitBytes + piece * 16 : args.weight;
-      cp_async_16(to.weights(p, unit, vector, piece % 4), from, there);
-    }
-  }
+  const uint8_t *codes, *weights;
+  int64_t code_row;
+  uint32_t codes_to, weights_to[kRunCopies];
+  int rows, inputs, pieces, run;  // left of them, counted from the thread's own
+  bool whole;                     // codes can be copied by 16 bytes
 };
 
 // Of one warp: sums[strip][column][odd] are the fragments of the strip's rows with the even and the
-// odd ones of a panel's outputs, 2^(8-bits) times as large as they should be. Finished groups are
-// in `totals`.
+// odd ones of a panel's outputs. Groups have their multipliers in the numbers, or else, and without
+// groups, sums are 2^(8-bits) times as large as they should be and finished groups are in `totals`.
 template <typename Tiling, int kBits, bool kScaled>
-struct GroupedSums {
-  int32_t sums[Tiling::kStrips][Tiling::kColumns][2][4] = {};
-  int32_t totals[kScaled ? Tiling::kStrips : 1][kScaled ? Tiling::kColumns : 1][2][4] = {};
+class GroupedSums {
+  static constexpr bool kFolds = kScaled && kGroupedFolds<kBits>;
+  static constexpr bool kTotals = kScaled && !kFolds;
+  static constexpr int kStrips = Tiling::kStrips, kColumns = Tiling::kColumns;
+  int32_t sums[kStrips][kColumns][2][4] = {};
+  int32_t totals[kTotals ? kStrips : 1][kTotals ? kColumns : 1][2][4] = {};
+  Folding folding[kFolds ? kColumns : 1][2];
+  uint32_t coming[kScaled ? kColumns : 1];  // multipliers of the next group, ahead of time
+  const uint8_t* multiplier;                // of the one after that
+  int groups;                               // left from there on
+  const LinearGroupedArgs& args;
+  int panel, panels, lane;
 
+ public:
+  // first_panel: of the warp.
+  __device__ __forceinline__ GroupedSums(const LinearGroupedArgs& args, int first_panel, int lane)
+      : args(args),
+        panel(first_panel),
+        panels(divided_up(args.outputs, static_cast<int>(kGroupedPanel))),
+        lane(lane) {}
+
+  // row and panel: of the warp in the stage.
   __device__ __forceinline__ void multiply(const GroupedStage<Tiling, kBits>& stage, int unit,
-                                           int row, int panel, int lane) {
+                                           int row, int panel) {
     const int group = lane / 4, place = lane % 4;
-    uint32_t a[Tiling::kStrips][4];
+    const uint32_t codes =
+        stage.codes(row + lane % 16, lane / 16) ^ static_cast<uint32_t>(unit) * 32;
+    uint32_t a[kStrips][4];
 #pragma unroll
-    for (int s = 0; s < Tiling::kStrips; ++s) {
-      ldmatrix_x4(a[s], stage.codes(row + s * 16 + lane % 16, unit * 2 + lane / 16));
-    }
+    for (int s = 0; s < kStrips; ++s) ldmatrix_x4(a[s], codes + s * 16 * kStageInputs);
 #pragma unroll
-    for (int c = 0; c < Tiling::kColumns; ++c) {
-      const NumberPairs numbers = numbers_of<kBits>(place, [&](int vector) {
+    for (int c = 0; c < kColumns; ++c) {
+      const auto load = [&](int vector) {
         return load_shared_8(stage.weights(panel + c, unit, vector, group / 2) + group % 2 * 8);
-      });
+      };
+      NumberPairs numbers;
+      if constexpr (kFolds) {
+        numbers = products_of<kBits>(place, folding[c][0], folding[c][1], load);
+      } else {
+        numbers = numbers_of<kBits>(place, load);
+      }
 #pragma unroll
-      for (int s = 0; s < Tiling::kStrips; ++s) {
+      for (int s = 0; s < kStrips; ++s) {
         mma_16832_u8s8(sums[s][c][0], a[s], numbers.low.x, numbers.high.x);
         mma_16832_u8s8(sums[s][c][1], a[s], numbers.low.y, numbers.high.y);
       }
     }
   }
 
-  // Ends a group: its sums go to the totals.
-  __device__ __forceinline__ void scale(const LinearGroupedArgs& args, int panel, int group,
-                                        int place) {
-    const int panels = divided_up(args.outputs, static_cast<int>(kGroupedPanel));
+  // Goes back to the first group: asks for its multipliers.
+  __device__ __forceinline__ void restart() {
+    const int own = kFolds ? lane / 4 * 2 : lane % 4 * 4;
+    multiplier = args.multiplier + int64_t{panel} * args.groups * kGroupedPanel + own;
+    groups = static_cast<int>(args.groups);
+    expect();
+  }
+
+  // Asks for the multipliers of the next group: where they are folded of outputs 2 g and 2 g + 1 of
+  // each panel, else of outputs 4 t .. 4 t + 3. Past the last one they are 0.
+  __device__ __forceinline__ void expect() {
+    const bool more = groups > 0;
 #pragma unroll
-    for (int c = 0; c < Tiling::kColumns; ++c) {
-      const uint32_t four = panel + c < panels ? multipliers_of(args, panel + c, group, place) : 0;
+    for (int c = 0; c < kColumns; ++c) {
+      const uint8_t* from = multiplier + c * args.groups * kGroupedPanel;
+      coming[c] = 0;
+      if (more && panel + c < panels) {
+        coming[c] = kFolds ? *reinterpret_cast<const uint16_t*>(from)
+                           : *reinterpret_cast<const uint32_t*>(from);
+      }
+    }
+    multiplier += kGroupedPanel, --groups;
+  }
+
+  // From now on numbers are multiplied by the multipliers that came, of which digit 0 or 1 counts.
+  __device__ __forceinline__ void fold(int digit) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+      for (int odd = 0; odd < 2; ++odd) {
+        const uint32_t m = (coming[c] >> (odd * 8) & 255) >> (digit * kFoldedDigit<kBits>);
+        folding[c][odd] = Folding::of<kBits>(m & kLargestFolded<kBits>);
+      }
+    }
+  }
+
+  // What was summed is of the upper digit.
+  __device__ __forceinline__ void raise() {
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sums[s][c][i / 4][i % 4] *= 1 << kFoldedDigit<kBits>;
+      }
+    }
+  }
+
+  // Ends a group that is not folded: its sums go to the totals.
+  __device__ __forceinline__ void scale() {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int32_t m = four >> (8 * i) & 255;
+        const int32_t m = coming[c] >> (8 * i) & 255;
 #pragma unroll
-        for (int s = 0; s < Tiling::kStrips; ++s) {
+        for (int s = 0; s < kStrips; ++s) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             int32_t& sum = sums[s][c][i % 2][half * 2 + i / 2];
@@ -183,17 +273,18 @@ struct GroupedSums {
     }
   }
 
-  // Output 4 t + i of a panel, for the strip's row g + 8 half.
-  __device__ __forceinline__ int32_t at(int strip, int column, int half, int i) const {
-    const int place = half * 2 + i / 2;
-    if constexpr (kScaled) return totals[strip][column][i % 2][place];
-    return sums[strip][column][i % 2][place] >> (8 - kBits);
-  }
+  // Outputs 4 t .. 4 t + 3 of a panel, for the strip's row g + 8 half.
   __device__ __forceinline__ uint4 four(int strip, int column, int half) const {
-    return uint4{static_cast<uint32_t>(at(strip, column, half, 0)),
-                 static_cast<uint32_t>(at(strip, column, half, 1)),
-                 static_cast<uint32_t>(at(strip, column, half, 2)),
-                 static_cast<uint32_t>(at(strip, column, half, 3))};
+    return uint4{at(strip, column, half, 0), at(strip, column, half, 1), at(strip, column, half, 2),
+                 at(strip, column, half, 3)};
+  }
+
+ private:
+  __device__ __forceinline__ uint32_t at(int strip, int column, int half, int i) const {
+    const int place = half * 2 + i / 2;
+    if constexpr (kTotals) return totals[strip][column][i % 2][place];
+    const int32_t sum = sums[strip][column][i % 2][place];
+    return static_cast<uint32_t>(kFolds ? sum : sum >> (8 - kBits));
   }
 };
 
@@ -255,44 +346,89 @@ struct GroupedResults {
   }
 };
 
+// Whether all multipliers of `count` panels from `panel` on have one digit. Every warp finds out
+// for itself.
+template <int kBits>
+__device__ __forceinline__ bool one_digit(const LinearGroupedArgs& args, int panel, int count,
+                                          int lane) {
+  const int panels = divided_up(args.outputs, static_cast<int>(kGroupedPanel));
+  const uint8_t* from = args.multiplier + int64_t{panel} * args.groups * kGroupedPanel;
+  const int all = at_most(panels - panel, count) * static_cast<int>(args.groups);
+  uint32_t bits = 0;
+#pragma unroll 2
+  for (int i = lane; i < all; i += 32) {
+    const uint4 sixteen = load_16(from + int64_t{i} * 16);
+    bits |= sixteen.x | sixteen.y | sixteen.z | sixteen.w;
+  }
+  return __ballot_sync(~0u, (bits & ~(kLargestFolded<kBits> * 0x01010101u)) != 0) == 0;
+}
+
 template <typename Tiling, int kBits, bool kScaled>
-__global__ void __launch_bounds__(Tiling::kThreads, 512 / Tiling::kThreads)
+__global__ void __launch_bounds__(Tiling::kThreads, Tiling::kBlocks)
     linear_grouped_kernel(const __grid_constant__ LinearGroupedArgs args) {
   using Stage = GroupedStage<Tiling, kBits>;
-  const GroupedOperands<Tiling, kBits> operands(args);
+  const int across = divided_up(args.outputs, Tiling::kOutputs);
+  const int64_t row = int64_t{blockIdx.x / across} * Tiling::kRows;
+  const int panel = blockIdx.x % across * Tiling::kPanels;
+  const int units = divided_up(args.inputs, static_cast<int>(kGroupedUnit));
+  const int stages = divided_up(units, kStageUnits);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int warp_row = warp / Tiling::kAcross * Tiling::kStrips * 16;
   const int warp_panel = warp % Tiling::kAcross * Tiling::kColumns;
   const uint32_t memory = shared_address(shared_memory());
-  const auto stage_at = [memory](int number) { return Stage{memory + number % 2 * Stage::kBytes}; };
-  const int stages = operands.stages();
-  const int group_units = kScaled ? operands.units / static_cast<int>(args.groups) : 0;
-  const auto fetch = [&](int stage) {
-    if (stage < stages) operands.fetch(stage_at(stage), stage);
-    cp_async_commit();
+  // A ring of stages: while one is multiplied, the next ones come.
+  const auto after = [memory](uint32_t stage) {
+    return stage == memory + (kStages - 1) * Stage::kBytes ? memory : stage + Stage::kBytes;
   };
-  GroupedSums<Tiling, kBits, kScaled> sums;
-  fetch(0);
-  for (int stage = 0; stage < stages; ++stage) {
-    fetch(stage + 1);
-    cp_async_wait<1>();
-    __syncthreads();  // this stage is there
-    const int units = at_most(operands.units - stage * kStageUnits, kStageUnits);
-#pragma unroll 1
-    for (int unit = 0; unit < units; ++unit) {
-      sums.multiply(stage_at(stage), unit, warp_row, warp_panel, lane);
-      if constexpr (kScaled) {
-        const int done = stage * kStageUnits + unit + 1;
-        if (done % group_units == 0) {
-          sums.scale(args, operands.panel() + warp_panel, done / group_units - 1, lane % 4);
+  GroupedSums<Tiling, kBits, kScaled> sums(args, panel + warp_panel, lane);
+  constexpr bool kFolds = kScaled && kGroupedFolds<kBits>;
+  const int group_units = kScaled ? units / static_cast<int>(args.groups) : 0;
+  // Once, or for each digit of the multipliers, the upper one first.
+  for (int digit = kFolds && !one_digit<kBits>(args, panel, Tiling::kPanels, lane); digit >= 0;
+       --digit) {
+    GroupedFetch<Tiling, kBits> fetch(args, row, panel);
+    int missing = group_units;  // units that the group has yet to get
+    if constexpr (kScaled) sums.restart();
+    if constexpr (kFolds) sums.fold(digit), sums.expect();
+    uint32_t read = memory, write = memory;
+#pragma unroll
+    for (int stage = 0; stage < kStages - 1; ++stage) {
+      if (stage < stages) fetch.next(write);
+      cp_async_commit();
+      write = after(write);
+    }
+    for (int stage = 0; stage < stages; ++stage) {
+      cp_async_wait<kStages - 2>();
+      __syncthreads();  // this stage is there, and nobody reads the one before any more
+      if (stage + kStages - 1 < stages) fetch.next(write);
+      cp_async_commit();
+      write = after(write);
+      // Units past the last one are zeros.
+#pragma unroll
+      for (int unit = 0; unit < kStageUnits; ++unit) {
+        sums.multiply(Stage{read}, unit, warp_row, warp_panel);
+        if constexpr (kScaled) {
+          if (--missing == 0) {
+            missing = group_units;
+            if constexpr (kFolds) {
+              sums.fold(digit);
+            } else {
+              sums.scale();
+            }
+            sums.expect();
+          }
         }
       }
+      read = after(read);
     }
-    __syncthreads();  // nobody reads it any more
+    if (digit > 0) {
+      sums.raise();
+      __syncthreads();  // nobody reads the last stages any more
+    }
   }
   cp_async_wait<0>();
-  GroupedResults<Tiling>(args, memory, warp, lane)
-      .write(sums, operands.row() + warp_row, operands.panel() + warp_panel);
+  __syncthreads();  // nobody reads operands any more
+  GroupedResults<Tiling>(args, memory, warp, lane).write(sums, row + warp_row, panel + warp_panel);
 }
 
 }  // namespace cuda

@@ -13,13 +13,16 @@ struct GroupedTileSize {
   int64_t rows, outputs, threads;
   int64_t warp_outputs;  // side by side in one warp
 };
-constexpr GroupedTileSize kGroupedLargeTile{128, 128, 256, 64};
-constexpr GroupedTileSize kGroupedScaledTile{64, 128, 256, 32};  // with groups: twice the sums
+constexpr GroupedTileSize kGroupedLargeTile{128, 128, 256, 32};
+// With groups of more than 4 bits: twice the sums.
+constexpr GroupedTileSize kGroupedScaledTile{64, 128, 256, 32};
 constexpr GroupedTileSize kGroupedSmallTile{32, 64, 128, 32};  // where large ones would be too few
 constexpr GroupedTileSize kGroupedFewTile{16, 16, 256, 16};    // its warps share the inputs
 
 // Units of 32 inputs that lie in shared memory at a time: whole groups.
 constexpr int64_t kGroupedStageUnits = 4;
+// Of so many stages there is room: one that is multiplied, the others on their way.
+constexpr int64_t kGroupedStages = 3;
 
 // From this many rows on large tiles make do without splitting the inputs.
 constexpr int64_t kGroupedFewRows = 32;
@@ -59,12 +62,14 @@ inline LinearGroupedPlan plan_linear_grouped(const LinearGroupedArgs& args,
   const auto blocks = [&](const GroupedTileSize& tile) {
     return ceil_div(args.rows, tile.rows) * ceil_div(args.outputs, tile.outputs);
   };
-  const GroupedTileSize& large = args.multiplier ? kGroupedScaledTile : kGroupedLargeTile;
+  const GroupedTileSize& large =
+      args.multiplier && args.bits > 4 ? kGroupedScaledTile : kGroupedLargeTile;
   const bool small = blocks(large) < multiprocessors;
   const GroupedTileSize& tile = small ? kGroupedSmallTile : large;
   const int64_t stage = kGroupedStageUnits * (tile.rows * kGroupedUnit +
                                               tile.outputs / 16 * kGroupedUnitBytes * args.bits);
-  const int64_t stages = args.inputs > kGroupedStageUnits * kGroupedUnit ? 2 : 1;
+  const int64_t stages =
+      std::min(kGroupedStages, ceil_div(args.inputs, kGroupedStageUnits * kGroupedUnit));
   return {small ? GroupedKernel::kSmall : GroupedKernel::kLarge,
           {blocks(tile), tile.threads, std::max(stages * stage, grouped_result_bytes(tile))},
           numbers};

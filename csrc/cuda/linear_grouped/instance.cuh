@@ -22,7 +22,8 @@ void multiply_grouped(const LinearGroupedArgs& args, const LinearGroupedPlan& pl
                     linear_grouped_kernel<GroupedSmallTiling, kBits, kScaled>, plan.launch, stream,
                     args);
     case GroupedKernel::kLarge:
-      using Tiling = std::conditional_t<kScaled, GroupedScaledTiling, GroupedLargeTiling>;
+      using Tiling = std::conditional_t<kScaled && !kGroupedFolds<kBits>, GroupedScaledTiling,
+                                        GroupedLargeTiling>;
       return launch("linear_grouped", linear_grouped_kernel<Tiling, kBits, kScaled>, plan.launch,
                     stream, args);
   }

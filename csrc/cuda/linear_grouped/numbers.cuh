@@ -65,5 +65,64 @@ __device__ __forceinline__ NumberPairs numbers_of(int place, Load load) {
   return pairs;
 }
 
+// Up to 4 bits the multiplier of a group can go into the numbers, where it is no larger than 15, 31
+// for 3 bits and 63 for 2: the products are bytes, -8 * 15 at the least. Larger ones have a second
+// digit to the base of 16, 32 or 64.
+template <int kBits>
+constexpr bool kGroupedFolds = kBits <= 4;
+template <int kBits>
+constexpr int kFoldedDigit = 8 - kBits;  // bits of a digit
+template <int kBits>
+constexpr uint32_t kLargestFolded = (1u << kFoldedDigit<kBits>)-1;
+
+// What folds a multiplier m into codes c of four bytes: c * m + shift is (c - 2^(b-1)) * m, the
+// sign turned over. No byte carries into the next.
+struct Folding {
+  uint32_t multiplier, shift;
+
+  template <int kBits>
+  __device__ __forceinline__ static Folding of(uint32_t multiplier) {
+    return {multiplier, kSignBits - multiplier * (0x01010101u << (kBits - 1))};
+  }
+  __device__ __forceinline__ uint32_t operator()(uint32_t codes) const {
+    return (codes * multiplier + shift) ^ kSignBits;
+  }
+};
+
+// As expand, of codes at the bottom of their bytes.
+template <int kBits>
+__device__ __forceinline__ void expand_codes(uint32_t word, uint32_t more, int place, uint32_t& low,
+                                             uint32_t& high) {
+  const int pair = place / 2 * 2;
+  if constexpr (kBits == 4) {
+    low = word & 0x0f0f0f0fu;
+    high = word >> 4 & 0x0f0f0f0fu;
+  } else {
+    const uint32_t fields = word >> pair;
+    low = fields & 0x03030303u;
+    high = fields >> 4 & 0x03030303u;
+    if constexpr (kBits == 3) {
+      const uint32_t tops = more >> place;
+      low |= tops << 2 & 0x04040404u;
+      high |= tops >> 2 & 0x04040404u;
+    } else {
+      static_assert(kBits == 2, "");
+    }
+  }
+}
+
+// As numbers_of, times a multiplier: `first` of outputs 2 g, `second` of outputs 2 g + 1.
+template <int kBits, typename Load>
+__device__ __forceinline__ NumberPairs products_of(int place, const Folding& first,
+                                                   const Folding& second, Load load) {
+  const uint2 words = load(kBits == 4 ? place : place % 2);
+  const uint2 more = kBits == 3 ? load(2) : uint2{0, 0};
+  NumberPairs codes;
+  expand_codes<kBits>(words.x, more.x, place, codes.low.x, codes.high.x);
+  expand_codes<kBits>(words.y, more.y, place, codes.low.y, codes.high.y);
+  return {uint2{first(codes.low.x), second(codes.low.y)},
+          uint2{first(codes.high.x), second(codes.high.y)}};
+}
+
 }  // namespace cuda
 }  // namespace filbert
