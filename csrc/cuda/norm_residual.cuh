@@ -226,7 +226,7 @@ __device__ __forceinline__ RowRange range_over_block(RowRange range, float* scra
   range.over_warp();
   __syncthreads();  // what lay there has been read
   if (lane == 0) {
-    scratch[warp] = range.bad ? NAN : range.low;
+    scratch[warp] = range.bad() ? NAN : range.low;
     scratch[kWarps + warp] = range.high;
   }
   __syncthreads();

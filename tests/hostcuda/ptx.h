@@ -299,6 +299,7 @@ inline int32_t subtract_saturated(int32_t a, int32_t b) {
   return static_cast<int32_t>(d < INT32_MIN ? INT32_MIN : d > INT32_MAX ? INT32_MAX : d);
 }
 inline float round_even(float x) { return std::nearbyint(x); }
+inline int32_t small_int(float x) { return static_cast<int32_t>(std::nearbyint(x)); }
 inline int64_t floor_to_int64(double x) {
   if (!(x < 0x1p63)) return INT64_MAX;
   return x < -0x1p63 ? INT64_MIN : static_cast<int64_t>(std::floor(x));

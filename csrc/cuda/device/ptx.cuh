@@ -266,6 +266,13 @@ __device__ __forceinline__ int32_t subtract_saturated(int32_t a, int32_t b) {
 // The nearest integer, ties to even.
 __device__ __forceinline__ float round_even(float x) { return rintf(x); }
 
+// The same as an integer, for magnitudes below 2^22: an addition leaves it in the lower bits, where
+// a conversion has a quarter of the throughput.
+__device__ __forceinline__ int32_t small_int(float x) {
+  constexpr float kOneAndAHalf = 12582912.0f;  // times 2^23
+  return __float_as_int(__fadd_rn(x, kOneAndAHalf)) - 0x4b400000;
+}
+
 // The largest integer that is not above x, or the nearest there is; of a NaN the largest of all.
 __device__ __forceinline__ int64_t floor_to_int64(double x) {
   return x != x ? INT64_MAX : static_cast<int64_t>(__double2ll_rd(x));

@@ -13,26 +13,26 @@ struct RowScale {
   int32_t zero;
 };
 
-// The least and the largest of what a lane has seen, and of 0; `bad` where a NaN was seen.
+// The least and the largest of what a lane has seen, and of 0. NaNs and infinities show in `bad`,
+// which costs a multiply-add, where comparing would cost two operations of a slower kind.
 struct RowRange {
   float low = 0.0f, high = 0.0f;
-  bool bad = false;
+  float zero = 0.0f;  // or NaN
 
   __device__ __forceinline__ void add(float v) {
-    low = v < low ? v : low;
-    high = v > high ? v : high;
-    bad |= v != v;
+    low = fminf(v, low);  // a NaN leaves it
+    high = fmaxf(v, high);
+    zero = fmaf(v, 0.0f, zero);
   }
+  __device__ __forceinline__ bool bad() const { return zero != zero; }
 
   // The range of the whole warp's values, in every lane.
   __device__ __forceinline__ void over_warp() {
     for (int lanes = 16; lanes > 0; lanes /= 2) {
-      const float other_low = __shfl_xor_sync(0xffffffffu, low, lanes);
-      const float other_high = __shfl_xor_sync(0xffffffffu, high, lanes);
-      low = other_low < low ? other_low : low;
-      high = other_high > high ? other_high : high;
+      low = fminf(__shfl_xor_sync(0xffffffffu, low, lanes), low);
+      high = fmaxf(__shfl_xor_sync(0xffffffffu, high, lanes), high);
     }
-    bad = __ballot_sync(0xffffffffu, bad) != 0;
+    zero = __ballot_sync(0xffffffffu, bad()) != 0 ? NAN : 0.0f;
   }
 };
 
@@ -42,7 +42,7 @@ __device__ __forceinline__ float inverse_of(float scale) {
 }
 
 __device__ __forceinline__ RowScale scale_of(const RowRange& range) {
-  if (range.bad || range.low == -INFINITY || range.high == INFINITY) return {NAN, 0};
+  if (range.bad()) return {NAN, 0};
   const float scale = range.high / 255.0f - range.low / 255.0f;
   const float zero = round_even(fminf(multiply_rn(-range.low, inverse_of(scale)), 255.0f));
   return {scale, static_cast<int32_t>(zero)};
@@ -52,9 +52,9 @@ __device__ __forceinline__ RowScale scale_of(const RowRange& range) {
 __device__ __forceinline__ uint32_t code_of(float v, float inverse, const RowScale& by) {
   const float low = static_cast<float>(-by.zero);
   float level = multiply_rn(v, inverse);
-  level = level > low ? level : low;  // of a NaN low, as on the CPU
-  level = level < low + 255.0f ? level : low + 255.0f;
-  return static_cast<uint32_t>(static_cast<int32_t>(round_even(level)) + by.zero);
+  level = fmaxf(level, low);  // of a NaN low, as on the CPU
+  level = fminf(level, low + 255.0f);
+  return static_cast<uint32_t>(small_int(level) + by.zero);
 }
 
 // The codes of a row of results that several threads hold: their range is that of all of them.

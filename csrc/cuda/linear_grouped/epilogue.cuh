@@ -21,7 +21,7 @@ struct GroupedColumns {
     for (int i = 0; i < 4; ++i) {
       const bool there = i < count;
       scale[i] = there ? args.scale[first + i] : 0.0f;
-      bias[i] = there && args.bias ? args.bias[first + i] : 0.0f;
+      bias[i] = there && args.bias ? args.bias[first + i] : -0.0f;  // which leaves -0 as it is
       totals[i] = there ? args.totals[first + i] : 0;
     }
   }
@@ -38,21 +38,39 @@ struct GroupedWriter {
         residual(args.norm_weight ? nullptr : args.residual),
         out_dtype(args.out_codes.codes && !args.norm_weight ? DType::kFloat32 : args.dtype) {}
 
+  // Whether plain() may be called for these columns, where T is dtype: nothing but an activation
+  // follows the bias, if kActivates, and four results are stored at a time.
+  template <typename T, bool kActivates>
+  __device__ __forceinline__ bool is_plain(const GroupedColumns& columns, DType dtype) const {
+    return columns.count == 4 && out_dtype == dtype && !residual && !args.offset &&
+           (args.activation != Activation::kNone) == kActivates &&
+           by_fours<T>(args.out, args.outputs);
+  }
+  template <typename T, bool kActivates>
+  __device__ __forceinline__ void plain(int64_t row, const GroupedColumns& columns,
+                                        const Four<int32_t>& sums, float by, int32_t zero) const {
+    float y[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) y[i] = number(less(sums, zero, columns, i), by, columns, i);
+    if constexpr (kActivates) activate(y);
+    Four<T> four;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four.values[i] = from_float<T>(y[i]);
+    four.store(static_cast<T*>(args.out) + row * args.outputs + columns.first);
+  }
+
   // sums: of the columns' outputs; by and zero: of the row's codes.
   __device__ __forceinline__ void operator()(int64_t row, const GroupedColumns& columns,
-                                             const int32_t (&sums)[4], float by,
+                                             const Four<int32_t>& sums, float by,
                                              int32_t zero) const {
     if (row >= args.rows || columns.count <= 0) return;
     int32_t own[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) own[i] = sums[i] - zero * columns.totals[i];
+    for (int i = 0; i < 4; ++i) own[i] = less(sums, zero, columns, i);
     if (args.offset) take_offsets(row, columns.first, own);
     float y[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      y[i] = multiply_rn(multiply_rn(static_cast<float>(own[i]), by), columns.scale[i]);
-      if (args.bias) y[i] += columns.bias[i];
-    }
+    for (int i = 0; i < 4; ++i) y[i] = number(own[i], by, columns, i);
     if (args.activation != Activation::kNone) activate(y);
     if (residual) {
       switch (args.dtype) {
@@ -78,6 +96,16 @@ struct GroupedWriter {
 
  private:
   static constexpr int kPanel = static_cast<int>(kGroupedPanel);
+
+  __device__ __forceinline__ static int32_t less(const Four<int32_t>& sums, int32_t zero,
+                                                 const GroupedColumns& columns, int i) {
+    return sums.values[i] - zero * columns.totals[i];
+  }
+  __device__ __forceinline__ static float number(int32_t sum, float by,
+                                                 const GroupedColumns& columns, int i) {
+    return multiply_rn(multiply_rn(static_cast<float>(sum), by), columns.scale[i]) +
+           columns.bias[i];
+  }
 
   // Offsets of the weight take from each group what its codes add up to. They are there for whole
   // panels.

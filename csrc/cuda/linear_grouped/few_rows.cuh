@@ -186,11 +186,11 @@ __global__ void __launch_bounds__(32 * kFewWarps, 3)
   __syncthreads();  // all warps' sums are there
   if (threadIdx.x >= kFewRows * 4) return;
   const int r = threadIdx.x / 4, column = threadIdx.x % 4 * 4;
-  int32_t all[4] = {};
+  Four<int32_t> all{};
   for (int w = 0; w < kFewWarps; ++w) {
     const int32_t* part = memory.sums(w) + r * static_cast<int>(kGroupedPanel) + column;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) all[i] += part[i];
+    for (int i = 0; i < 4; ++i) all.values[i] += part[i];
   }
   const GroupedColumns columns(args, panel * static_cast<int>(kGroupedPanel) + column);
   GroupedWriter{args}(first + r, columns, all, memory.scales()[r], memory.zeros()[r]);
