@@ -21,14 +21,17 @@ from ..runner import Options, matching, say
 from ..timing import Unavailable
 from ..workloads import MINILM, _corpus, minilm_folder, model
 
+#: of all weights, or by patterns of their names
+Bits = int | dict[str, int | None]
+
 NAME = "quality"
 ABOUT = "cosine and search agreement of MiniLM with weights of few bits, on held-out passages"
 REFERENCE = "float32"
 RATE = ("cosine", "mean cosine", 1.0)
 #: passages for calibration; all others are held out
-CALIBRATION = 128
+CALIBRATION = 320
 #: bits, group, method, bits of embeddings
-CONTESTANTS: dict[str, tuple[int, int | str | None, str, int | None]] = {
+CONTESTANTS: dict[str, tuple[Bits, int | str | None, str, int | None]] = {
     "8 bits": (8, None, "mse", None),
     "8 bits, GPTQ": (8, None, "gptq", None),
     "6 bits, GPTQ": (6, None, "gptq", None),
@@ -40,12 +43,22 @@ CONTESTANTS: dict[str, tuple[int, int | str | None, str, int | None]] = {
     "4 bits, groups of 32, GPTQ": (4, 32, "gptq", None),
     "3 bits, groups of 64, GPTQ": (3, 64, "gptq", None),
     "2 bits, groups of 64, GPTQ": (2, 64, "gptq", None),
+    # The same bytes as 2.5 bits on average, by no measure.
+    "3 bits in the lower half, 2 in the upper": (
+        {r"re:layer\.[0-2]\.": 3, "re:.*": 2},
+        64,
+        "gptq",
+        None,
+    ),
 }
 #: bits on average, measure of sensitivity; by GPTQ and with groups of 64, as uniform bits above
 PLANNED = {
+    "4 bits on average, by trace": (4.0, "trace"),
     "3 bits on average, by trace": (3.0, "trace"),
     "3 bits on average, by eigenvalue": (3.0, "eigenvalue"),
     "3 bits on average, by results": (3.0, "results"),
+    "2.5 bits on average, by trace": (2.5, "trace"),
+    "2.5 bits on average, by results": (2.5, "results"),
 }
 #: passages that sensitivity is measured on
 FEW = 8
@@ -97,6 +110,7 @@ def run(options: Options) -> list[Row]:
         if not options.wants(f"minilm-help/float32/{name}"):
             continue
         say(f"  quantizing: {name}")
+        bits: Bits
         if name in PLANNED:
             average, measure = PLANNED[name]
             plan = plan_bits(
