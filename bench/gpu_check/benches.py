@@ -83,7 +83,7 @@ def plan() -> list[Bench]:
         Bench("linear of bits", linear_binary.NAME, "*-m8192", 0.6, 60, "768x768-m16"),
         Bench(
             "linear of few bits", linear_grouped.NAME,
-            "768x3072-m16,768x3072-m1024,768x3072-m8192,3072x768-m8192,768x768-m8192", 0.5, 60,
+            "768x3072-m16,768x3072-m2048,768*-m8192,3072x768-m8192", 0.5, 60,
             "384x1536-m16"
         ),
         Bench("norm_residual", "norm_residual", "1024x768,16384x768", 0.6, 45, "1024x768"),

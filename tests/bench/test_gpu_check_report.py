@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from bench.cases import CASES, attn_varlen, e2e
+from bench.cases import CASES, attn_varlen, e2e, e2e_grouped
 from bench.gpu_check import aims, benches, earlier, rehearsal, report, testing
 from bench.gpu_check.process import FAILED, NOT_RUN, PASSED, Deadline, Ended, Step
 from bench.results import Report, Row
@@ -147,6 +147,7 @@ def test_every_planned_bench_asks_for_what_exists():
         known = {
             "attn_varlen": list(attn_varlen.GPU_BUILDERS),
             "e2e": list(e2e.BASELINES),
+            "e2e_grouped": list(e2e_grouped.BUILDERS),
         }.get(given.case, [])
         for patterns, names in ((given.workload, list(case.WORKLOADS)), (given.baseline, known)):
             for pattern in patterns:
