@@ -25,8 +25,8 @@ FLAGS = (
     "amx_bf16", "avx_ne_convert",
 )  # fmt: skip
 PACKAGES = (
-    "torch", "transformers", "onnxruntime", "onnx", "openvino", "filbert", "numpy", "matplotlib",
-    "triton", "flash-attn",
+    "torch", "transformers", "onnxruntime", "onnx", "openvino", "nncf", "filbert", "numpy",
+    "matplotlib", "triton", "flash-attn",
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100

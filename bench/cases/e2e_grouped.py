@@ -21,7 +21,7 @@ from .e2e import TOLERANCE
 
 NAME = "e2e_grouped"
 ABOUT = (
-    "a whole encoder of 2 to 8 bits beside HF SDPA, ONNX Runtime in floats and int8, and filbert"
+    "a whole encoder of 2 to 8 bits beside HF SDPA, filbert, and int8 of ONNX Runtime and OpenVINO"
 )
 REFERENCE = "HF SDPA"
 RATE = ("tokens_per_s", "tokens/s", 1.0)
@@ -54,6 +54,7 @@ GROUPED = {
 #: int8 of others: other numbers, too
 INT8 = {
     "ONNX Runtime, dynamic int8": runtimes.onnx_runtime_int8,
+    "OpenVINO, int8": runtimes.openvino("f32", int8=True),
 }
 BUILDERS: dict[str, Callable[[Setup], Engine]] = {
     REFERENCE: baselines.hf_sdpa,
