@@ -132,6 +132,7 @@ struct Block {
   Element* rows;   // copied rows, or null
   float* widened;  // a block of steps of the strip's panels
   float* strip;
+  int64_t stored;         // elements of a panel of the weight
   int64_t row_begin = 0;  // of the block
 
   static int64_t steps_of(int64_t inner) { return (inner + kStep - 1) / kStep; }
@@ -215,70 +216,122 @@ struct Block {
     }
   }
 
-  // The sums of rows [0, count) with `panels` panels from `panel` on, into the strip.
+  // What a block of inner steps, `first` and those after it, gives rows [0, count) with panels from
+  // `panel` on: the sums, or added to them. a: of the block. next: the part of the weight that is
+  // asked for meanwhile, or null.
   template <typename Shape>
-  void multiply(const Element* a, int64_t a_row, int64_t count, int64_t panel, int64_t panels_end) {
+  void multiply_steps(const Element* a, int64_t a_row, int64_t count, int64_t panel, int64_t first,
+                      Into into, float* sums, const Stored* next, bool last) const {
     constexpr int64_t kCols = Shape::kPanels * kPanelCols;
     const int64_t tiles = (count + kGemmRows - 1) / kGemmRows;
-    const int64_t stored = stored_panel(args);
+    const int64_t left = args.inputs - first;
+    const int64_t inner = left < kBlockSteps ? left : kBlockSteps, steps = steps_of(inner);
     const Stored* at = static_cast<const Stored*>(args.weight) + panel * stored;
-    if (args.inputs == 0) __builtin_memset(strip, 0, count * kCols * sizeof(float));
-    for (int64_t first = 0; first < args.inputs; first += kBlockSteps) {
-      const int64_t left = args.inputs - first;
-      const int64_t inner = left < kBlockSteps ? left : kBlockSteps, steps = steps_of(inner);
-      const Element* b;
-      int64_t b_panel;
-      if constexpr (Weight::kInPlace) {
-        b = reinterpret_cast<const Element*>(at) + first / kStep * kPanelCols;
-        b_panel = stored;
-      } else {
-        b_panel = kBlockSteps * kPanelCols;
-        for (int p = 0; p < Shape::kPanels; ++p) {
-          Weight::widen(at + p * stored, first, inner, widened + p * b_panel);
-        }
-        b = widened;
+    const Element* b;
+    int64_t b_panel;
+    if constexpr (Weight::kInPlace) {
+      b = reinterpret_cast<const Element*>(at) + first / kStep * kPanelCols;
+      b_panel = stored;
+    } else {
+      b_panel = kBlockSteps * kPanelCols;
+      for (int p = 0; p < Shape::kPanels; ++p) {
+        Weight::widen(at + p * stored, first, inner, widened + p * b_panel);
       }
+      b = widened;
+    }
+    const int64_t turns = (steps + kGemmUnrolled - 1) / kGemmUnrolled;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const Ahead ahead = next ? ahead_of<Shape::kPanels>(next, stored, t, tiles, turns)
+                               : Ahead{reinterpret_cast<const char*>(b), 0, 0};
+      // Rows are dealt out evenly: 16 rows are 6 + 5 + 5, and not 6 + 6 + 4.
+      const int64_t begin = t * count / tiles, end = (t + 1) * count / tiles;
+      if (last) claim(row_begin + begin, row_begin + end, panel, Shape::kPanels);
+      const Element* a_tile = a + begin * a_row;
+      float* c = sums + begin * kCols;
+      if (into == Into::kSet) {
+        tile_of<Step, Shape, Into::kSet>(end - begin, a_tile, a_row, b, b_panel, steps, c, kCols,
+                                         ahead);
+      } else {
+        tile_of<Step, Shape, Into::kAdd>(end - begin, a_tile, a_row, b, b_panel, steps, c, kCols,
+                                         ahead);
+      }
+    }
+  }
+
+  // The sums of rows [0, count) with panels from `panel` on, into the strip.
+  template <typename Shape>
+  void multiply(const Element* a, int64_t a_row, int64_t count, int64_t panel, int64_t panels_end) {
+    const Stored* at = static_cast<const Stored*>(args.weight) + panel * stored;
+    if (args.inputs == 0) {
+      __builtin_memset(strip, 0, count * Shape::kPanels * kPanelCols * sizeof(float));
+    }
+    for (int64_t first = 0; first < args.inputs; first += kBlockSteps) {
       // What comes next is fetched while this is multiplied: a panel is one stream of memory, but
       // hardware prefetchers stop at every page of it, and between panels.
       const bool last = first + kBlockSteps >= args.inputs;
-      const bool nothing = last && panel + Shape::kPanels >= panels_end;
-      const int64_t turns = (steps + kGemmUnrolled - 1) / kGemmUnrolled;
       const Stored* next =
           at + (last ? Shape::kPanels * stored : (first + kBlockSteps) / kPerStored * kPanelCols);
-      for (int64_t t = 0; t < tiles; ++t) {
-        const Ahead ahead = nothing ? Ahead{reinterpret_cast<const char*>(b), 0, 0}
-                                    : ahead_of<Shape::kPanels>(next, stored, t, tiles, turns);
-        if (last)
-          claim(row_begin + t * count / tiles, row_begin + (t + 1) * count / tiles, panel,
-                Shape::kPanels);
-        // Rows are dealt out evenly: 16 rows are 6 + 5 + 5, and not 6 + 6 + 4.
-        const int64_t begin = t * count / tiles, height = (t + 1) * count / tiles - begin;
-        const Element* a_tile = a + begin * a_row + first / kStep;
-        float* c = strip + begin * kCols;
-        if (first == 0) {
-          tile_of<Step, Shape, Into::kSet>(height, a_tile, a_row, b, b_panel, steps, c, kCols,
-                                           ahead);
-        } else {
-          tile_of<Step, Shape, Into::kAdd>(height, a_tile, a_row, b, b_panel, steps, c, kCols,
-                                           ahead);
-        }
+      if (last && panel + Shape::kPanels >= panels_end) next = nullptr;
+      multiply_steps<Shape>(a + first / kStep, a_row, count, panel, first,
+                            first == 0 ? Into::kSet : Into::kAdd, strip, next, last);
+    }
+  }
+
+  // Rows as elements of a step, where they lie or copied.
+  const Element* rows_from(int64_t begin, int64_t end, int64_t& stride) {
+    if (!rows) {
+      stride = args.x_row;
+      return reinterpret_cast<const Element*>(args.x) + begin * args.x_row;
+    }
+    copy_rows(begin, end);
+    stride = row_stride(args);
+    return rows;
+  }
+
+  // Adds the products of one block of inner steps, which are all that the rows have, to sums that
+  // stay between calls: [strip of panels][row][output].
+  void add(int64_t count, Into into, float* sums) {
+    const int64_t panels = (args.outputs + kPanelCols - 1) / kPanelCols;
+    int64_t a_row;
+    const Element* a = rows_from(0, count, a_row);
+    for (int64_t panel = 0; panel < panels;) {
+      const int64_t taken = panel + kGemmPanels <= panels ? kGemmPanels : 1;
+      float* const to = sums + panel * kPanelCols * count;
+      const Stored* next = panel + taken >= panels
+                               ? nullptr
+                               : static_cast<const Stored*>(args.weight) + (panel + taken) * stored;
+      if (taken == kGemmPanels) {
+        multiply_steps<Tile>(a, a_row, count, panel, 0, into, to, next, false);
+      } else {
+        multiply_steps<OnePanel>(a, a_row, count, panel, 0, into, to, next, false);
       }
+      panel += taken;
+    }
+  }
+
+  // Such sums to rows of results.
+  void store_sums(int64_t count, const float* sums) const {
+    const int64_t panels = (args.outputs + kPanelCols - 1) / kPanelCols;
+    const Epilogue<T, T, T> finish{static_cast<const T*>(args.bias), nullptr,      0,
+                                   static_cast<T*>(args.out),        args.outputs, args.activation};
+    for (int64_t panel = 0; panel < panels;) {
+      const int64_t taken = panel + kGemmPanels <= panels ? kGemmPanels : 1;
+      const int64_t column = panel * kPanelCols, left = args.outputs - column;
+      const int64_t columns = left < taken * kPanelCols ? left : taken * kPanelCols;
+      finish(count, column, columns, [&](int64_t r) {
+        return [own = sums + column * count + r * taken * kPanelCols](int64_t j) {
+          return load(own + j);
+        };
+      });
+      panel += taken;
     }
   }
 
   void run(int64_t first_row, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
     row_begin = first_row;
     const int64_t count = row_end - row_begin;
-    const Element* a;
     int64_t a_row;
-    if (rows) {
-      copy_rows(row_begin, row_end);
-      a = rows;
-      a_row = row_stride(args);
-    } else {
-      a = reinterpret_cast<const Element*>(args.x) + row_begin * args.x_row;
-      a_row = args.x_row;
-    }
+    const Element* a = rows_from(row_begin, row_end, a_row);
     const T* residual = static_cast<const T*>(args.norm_weight ? nullptr : args.residual);
     const Epilogue<T, T, T> finish{static_cast<const T*>(args.bias),
                                    residual ? residual + row_begin * args.residual_row : nullptr,
@@ -332,18 +385,44 @@ int64_t scratch_bytes(const LinearDenseArgs& args, int64_t rows) {
   });
 }
 
+// Calls body(block) with the working memory in its place.
+template <typename Body>
+void with_block(const LinearDenseArgs& args, int64_t rows, void* scratch, Body body) {
+  with_types(args, [&](auto t, auto w) {
+    using Of = Block<decltype(t), decltype(w)>;
+    Of block{args, nullptr, nullptr, nullptr, Of::stored_panel(args)};
+    Of::layout(args, rows, static_cast<char*>(scratch), &block);
+    body(block);
+  });
+}
+
 void run_block(const LinearDenseArgs& args, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                int64_t panel_end, void* scratch) {
+  with_block(args, row_end - row_begin, scratch,
+             [&](auto& block) { block.run(row_begin, row_end, panel_begin, panel_end); });
+}
+
+void add(const LinearDenseArgs& args, int64_t rows, int64_t inputs, bool begin, float* sums,
+         void* scratch) {
+  with_block(args, rows, scratch, [&](auto& block) {
+    LinearDenseArgs whole = args;
+    whole.inputs = inputs;
+    block.stored = block.stored_panel(whole);
+    block.add(rows, begin ? Into::kSet : Into::kAdd, sums);
+  });
+}
+
+void store_sums(const LinearDenseArgs& args, int64_t rows, const float* sums) {
   with_types(args, [&](auto t, auto w) {
-    Block<decltype(t), decltype(w)> block{args, nullptr, nullptr, nullptr, 0};
-    decltype(block)::layout(args, row_end - row_begin, static_cast<char*>(scratch), &block);
-    block.run(row_begin, row_end, panel_begin, panel_end);
+    using Of = Block<decltype(t), decltype(w)>;
+    Of{args, nullptr, nullptr, nullptr, 0}.store_sums(rows, sums);
   });
 }
 
 }  // namespace
 
-const LinearDenseKernel linear_dense = {kGemmRows, block_rows, scratch_bytes, run_block};
+const LinearDenseKernel linear_dense = {kGemmRows, kBlockSteps, block_rows, scratch_bytes,
+                                        run_block, add,         store_sums};
 
 }  // namespace FILBERT_ISA
 }  // namespace filbert
