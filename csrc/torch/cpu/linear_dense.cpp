@@ -3,6 +3,7 @@
 
 #include "torch/shared/activation.h"
 #include "torch/shared/capacity.h"
+#include "torch/shared/dense.h"
 #include "torch/shared/device.h"
 #include "torch/shared/text.h"
 
@@ -11,41 +12,6 @@ namespace {
 
 constexpr const char* kOp = "linear_dense";
 
-DType weight_dtype_of(const Tensor& weight, DType rows) {
-  const ScalarType type = weight.scalar_type();
-  const bool bfloat16 = type == ScalarType::BFloat16;
-  const bool ok = rows == DType::kBFloat16
-                      ? bfloat16
-                      : bfloat16 || type == ScalarType::Float || type == ScalarType::Half;
-  check(ok, kOp, "dtype of weight", torch::headeronly::toString(type),
-        rows == DType::kBFloat16 ? "bfloat16 for bfloat16 rows"
-                                 : "float32, float16 or bfloat16 for float32 rows",
-        "pack_dense of a weight of that dtype");
-  if (bfloat16) return DType::kBFloat16;
-  return type == ScalarType::Half ? DType::kFloat16 : DType::kFloat32;
-}
-
-void check_packed(const Tensor& weight, DType dtype, int64_t inputs, int64_t outputs) {
-  const bool pairs = dtype == DType::kBFloat16;
-  const int64_t panels = (outputs + kDensePanel - 1) / kDensePanel;
-  const int64_t steps = pairs ? (inputs + 1) / 2 : inputs;
-  bool ok = weight.dim() == (pairs ? 4 : 3) && weight.size(0) == panels &&
-            weight.size(1) == steps && weight.size(2) == kDensePanel && weight.is_contiguous();
-  if (pairs) ok = ok && weight.size(3) == 2;
-  if (ok) return;
-  std::ostringstream need;
-  need << "a contiguous [" << panels << ", " << steps << ", " << kDensePanel
-       << (pairs ? ", 2]" : "]") << " for " << outputs << " outputs of " << inputs << " inputs";
-  check(false, kOp, "weight", weight, need.str().c_str(), "pack_dense of the [N, K] weight");
-}
-
-void check_rows(const Tensor& t, const char* name, int64_t width) {
-  const bool ok =
-      t.dim() == 2 && (width < 0 || t.size(1) == width) && (t.size(1) < 2 || t.stride(1) == 1);
-  check(ok, kOp, name, t, width < 0 ? "[T, K] with contiguous rows" : "[T, N] with contiguous rows",
-        "tensor.flatten(0, -2).contiguous()");
-}
-
 Tensor linear_dense(Tensor x, Tensor weight, int64_t outputs, std::optional<Tensor> bias,
                     StringHandle activation_text, std::optional<Tensor> residual,
                     std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias,
@@ -53,19 +19,19 @@ Tensor linear_dense(Tensor x, Tensor weight, int64_t outputs, std::optional<Tens
   const std::string activation = take_text(activation_text);
   LinearDenseArgs args{};
   args.dtype = dtype_of(x, kOp, "x");
-  check_rows(x, "x", -1);
+  check_rows(x, kOp, "x", -1);
   check_same_device(weight, x, kOp, "weight");
-  args.weight_dtype = weight_dtype_of(weight, args.dtype);
+  args.weight_dtype = packed_dtype(weight, args.dtype, kOp, "weight");
   check(outputs >= 0, kOp, "outputs", outputs, "0 or more", "the N of the [N, K] weight");
   args.rows = x.size(0);
   args.inputs = x.size(1);
   args.outputs = outputs;
-  check_packed(weight, args.weight_dtype, args.inputs, outputs);
+  check_packed(weight, args.weight_dtype, args.inputs, outputs, kOp, "weight");
   if (bias) check_vector(*bias, outputs, x, kOp, "bias");
   args.activation = activation_of(activation, kOp);
   if (residual) {
     check_like(*residual, x, kOp, "residual");
-    check_rows(*residual, "residual", outputs);
+    check_rows(*residual, kOp, "residual", outputs);
     check(residual->size(0) == args.rows, kOp, "rows of residual", *residual, "the rows of x",
           "the residual of the same rows");
     args.residual_row = residual->stride(0);
