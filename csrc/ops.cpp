@@ -46,6 +46,14 @@ FILBERT_LIBRARY(m) {
       "activation='none', Tensor? residual=None, Tensor? norm_weight=None, Tensor? "
       "norm_bias=None, float eps=0.0) -> Tensor");
 
+  // x [T,K], factors [R,K], [I,R], [S,I] and [N,S] packed as linear_dense's, up_bias [I],
+  // down_bias, norm_weight and norm_bias [N], residual [T,N] -> [T,N]
+  m.def(
+      "ffn_lowrank(Tensor x, Tensor up_a, Tensor up_b, Tensor? up_bias, Tensor down_a, Tensor "
+      "down_b, Tensor? down_bias, SymInt up_rank, SymInt inner, SymInt down_rank, SymInt outputs, "
+      "str activation='gelu', Tensor? residual=None, Tensor? norm_weight=None, Tensor? "
+      "norm_bias=None, float eps=0.0) -> Tensor");
+
   // x [T,K], scale and zero [1] -> codes [T,K] of 8 bits, scale and zero [T]
   m.def(
       "quantize_rows(Tensor x, Tensor? scale=None, Tensor? zero=None) -> (Tensor codes, Tensor "

@@ -55,6 +55,14 @@ CALLS = {
          "norm_weight": normal(8), "norm_bias": normal(8)},
         {"weight": ops.pack_dense(normal(8, 8)), "outputs": 8},
     ),
+    "ffn_lowrank": lambda: (
+        ops.ffn_lowrank,
+        {"x": normal(5, 8), "up_bias": normal(12), "down_bias": normal(8),
+         "residual": normal(5, 8), "norm_weight": normal(8), "norm_bias": normal(8)},
+        {"up_a": ops.pack_dense(normal(3, 8)), "up_b": ops.pack_dense(normal(12, 3)),
+         "down_a": ops.pack_dense(normal(4, 12)), "down_b": ops.pack_dense(normal(8, 4)),
+         "up_rank": 3, "inner": 12, "down_rank": 4, "outputs": 8},
+    ),
     "linear_binary": lambda: (
         ops.linear_binary,
         {"alpha": normal(8), "bias": normal(8), "scale": normal(5), "residual": normal(5, 8),

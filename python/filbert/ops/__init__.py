@@ -16,6 +16,7 @@ from ._attn_tiles import attn_tiles
 from ._attn_varlen import attn_varlen, head_dims
 from ._bias_gelu import bias_gelu_
 from ._embedding_grouped import embedding_grouped, pack_table, unpack_table
+from ._ffn_lowrank import ffn_lowrank
 from ._gather_rows import gather_rows
 from ._linear_binary import linear_binary, linear_binary_bits
 from ._linear_dense import PANEL, linear_dense, pack_dense, unpack_dense
@@ -44,6 +45,7 @@ __all__ = [
     "attn_varlen",
     "bias_gelu_",
     "embedding_grouped",
+    "ffn_lowrank",
     "gather_rows",
     "grouped_offsets",
     "grouped_totals",

@@ -1,0 +1,39 @@
+#pragma once
+
+#include "args/activation.h"
+#include "args/linear_dense.h"
+
+namespace filbert {
+
+// A weight of low rank as two factors, W = B A, each packed as linear_dense's.
+struct LowRankFactors {
+  const void* a;     // of [R, K]
+  const void* b;     // of [N, R]
+  const void* bias;  // [N] or null
+  int64_t rank;      // R
+};
+
+// out = LayerNorm(act(x W_up^T + bias) W_down^T + bias + residual). Without norm_weight there is no
+// LayerNorm. Row strides count elements; rows are contiguous.
+struct FfnLowRankArgs {
+  DType dtype;              // of x and all but the factors: float32 or bfloat16
+  DType weight_dtype;       // of the factors: float32, float16 or bfloat16
+  const void* x;            // [T, K]
+  LowRankFactors up, down;  // [I, K] and [N, I]
+  const void* residual;     // [T, N] or null
+  const void* norm_weight;  // [N] or null
+  const void* norm_bias;    // [N] or null with it
+  void* out;                // [T, N]
+  int64_t x_row;            // stride of x
+  int64_t residual_row;     // stride of residual
+  int64_t rows;             // T
+  int64_t inputs;           // K
+  int64_t inner;            // I
+  int64_t outputs;          // N
+  Activation activation;
+  float eps;
+};
+
+void ffn_lowrank_cpu(const FfnLowRankArgs& args);
+
+}  // namespace filbert

@@ -1,0 +1,96 @@
+// A CPU operator alone, until its kernel for GPUs is there.
+#include "args/ffn_lowrank.h"
+
+#include "torch/shared/activation.h"
+#include "torch/shared/capacity.h"
+#include "torch/shared/dense.h"
+#include "torch/shared/device.h"
+#include "torch/shared/text.h"
+
+namespace filbert {
+namespace {
+
+constexpr const char* kOp = "ffn_lowrank";
+
+void check_size(int64_t size, const char* name) {
+  check(size >= 1, kOp, name, size, "1 or more", "the size of the factors before packing");
+}
+
+Tensor ffn_lowrank(Tensor x, Tensor up_a, Tensor up_b, std::optional<Tensor> up_bias, Tensor down_a,
+                   Tensor down_b, std::optional<Tensor> down_bias, int64_t up_rank, int64_t inner,
+                   int64_t down_rank, int64_t outputs, StringHandle activation_text,
+                   std::optional<Tensor> residual, std::optional<Tensor> norm_weight,
+                   std::optional<Tensor> norm_bias, double eps) {
+  const std::string activation = take_text(activation_text);
+  FfnLowRankArgs args{};
+  args.dtype = dtype_of(x, kOp, "x");
+  check_rows(x, kOp, "x", -1);
+  check_size(up_rank, "up_rank");
+  check_size(inner, "inner");
+  check_size(down_rank, "down_rank");
+  check_size(outputs, "outputs");
+  args.rows = x.size(0);
+  args.inputs = x.size(1);
+  args.inner = inner;
+  args.outputs = outputs;
+  args.up.rank = up_rank;
+  args.down.rank = down_rank;
+  args.weight_dtype = packed_dtype(up_a, args.dtype, kOp, "up_a");
+  const struct {
+    const Tensor& weight;
+    const char* name;
+    int64_t inputs, outputs;
+  } factors[] = {{up_a, "up_a", args.inputs, up_rank},
+                 {up_b, "up_b", up_rank, inner},
+                 {down_a, "down_a", inner, down_rank},
+                 {down_b, "down_b", down_rank, outputs}};
+  for (const auto& factor : factors) {
+    check_same_device(factor.weight, x, kOp, factor.name);
+    check(factor.weight.scalar_type() == up_a.scalar_type(), kOp,
+          (std::string("dtype of ") + factor.name).c_str(),
+          torch::headeronly::toString(factor.weight.scalar_type()), "that of up_a",
+          "one dtype for all factors");
+    check_packed(factor.weight, args.weight_dtype, factor.inputs, factor.outputs, kOp, factor.name);
+  }
+  if (up_bias) check_vector(*up_bias, inner, x, kOp, "up_bias");
+  if (down_bias) check_vector(*down_bias, outputs, x, kOp, "down_bias");
+  args.activation = activation_of(activation, kOp);
+  if (residual) {
+    check_like(*residual, x, kOp, "residual");
+    check_rows(*residual, kOp, "residual", outputs);
+    check(residual->size(0) == args.rows, kOp, "rows of residual", *residual, "the rows of x",
+          "the residual of the same rows");
+    args.residual_row = residual->stride(0);
+  }
+  check(norm_weight.has_value() == norm_bias.has_value(), kOp, "norm_weight and norm_bias",
+        norm_weight ? "norm_weight alone" : "norm_bias alone", "both or neither",
+        "zeros for a missing norm_bias");
+  if (norm_weight) {
+    check_vector(*norm_weight, outputs, x, kOp, "norm_weight");
+    check_vector(*norm_bias, outputs, x, kOp, "norm_bias");
+  }
+  args.eps = static_cast<float>(eps);
+  args.x_row = x.stride(0);
+  Tensor out = empty_rows(x, args.rows, outputs, x.scalar_type());
+  if (args.rows == 0) return out;
+  Call call(x);
+  args.x = call.read(x);
+  args.up.a = call.read(up_a);
+  args.up.b = call.read(up_b);
+  args.up.bias = up_bias ? call.read(*up_bias) : nullptr;
+  args.down.a = call.read(down_a);
+  args.down.b = call.read(down_b);
+  args.down.bias = down_bias ? call.read(*down_bias) : nullptr;
+  args.residual = residual ? call.read(*residual) : nullptr;
+  args.norm_weight = norm_weight ? call.read(*norm_weight) : nullptr;
+  args.norm_bias = norm_bias ? call.read(*norm_bias) : nullptr;
+  args.out = call.write(out);
+  ffn_lowrank_cpu(args);
+  call.finish();
+  return out;
+}
+
+}  // namespace
+}  // namespace filbert
+
+FILBERT_LIBRARY_IMPL(m) { m.impl("ffn_lowrank", TORCH_BOX(&filbert::ffn_lowrank)); }

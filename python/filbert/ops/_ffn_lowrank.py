@@ -1,0 +1,163 @@
+"""`ffn_lowrank`: a feed-forward part of low-rank factors, without its wide activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ._linear_dense import ACTIVATIONS, unpack_dense
+from ._norm_residual import reference_norm_residual
+from .shared import calling
+from .shared.dtypes import wide_dtype
+from .shared.operator import Operator, register
+
+
+def ffn_lowrank(
+    x: Tensor,
+    up_a: Tensor,
+    up_b: Tensor,
+    up_bias: Tensor | None,
+    down_a: Tensor,
+    down_b: Tensor,
+    down_bias: Tensor | None,
+    up_rank: int,
+    inner: int,
+    down_rank: int,
+    outputs: int,
+    activation: str = "gelu",
+    residual: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """``act(x @ (B1 A1).T + up_bias) @ (B2 A2).T + down_bias``, residual and LayerNorm: the
+    feed-forward part of a layer whose two weights are products of thin factors.
+
+    Blocks of rows go through all four products. Of what is as wide as ``inner`` only 128 columns of
+    a block exist at a time, so that working memory is a few hundred KB for each thread, whatever T.
+    Nothing is computed twice. A row's result is to the bit that of four calls of
+    :func:`filbert.linear_dense`, and so the same in any batch.
+
+    Args:
+        x: ``[T, K]`` rows, float32 or bfloat16; any row stride.
+        up_a: :func:`pack_dense` of A1 ``[R, K]``. All factors have one dtype, as
+            :func:`filbert.linear_dense` takes it.
+        up_b: of B1 ``[I, R]``.
+        up_bias: ``[I]`` in the dtype of ``x``, or None.
+        down_a: of A2 ``[S, I]``.
+        down_b: of B2 ``[N, S]``.
+        down_bias: ``[N]`` in the dtype of ``x``, or None.
+        up_rank: R, any from 1 on.
+        inner: I.
+        down_rank: S, any from 1 on.
+        outputs: N.
+        activation: ``"none"``, ``"gelu"`` (erf), ``"gelu_tanh"``, ``"relu"`` or ``"silu"``.
+        residual: ``[T, N]`` in the dtype of ``x``, added last, or None.
+        norm_weight: ``[N]`` in the dtype of ``x``: LayerNorm follows, with ``norm_bias``.
+        norm_bias: ``[N]``, with ``norm_weight``.
+        eps: of the LayerNorm.
+
+    Returns:
+        ``[T, N]`` in the dtype of ``x``. Sums are float32; with bfloat16 rows what a product gives
+        is rounded to bfloat16 before the next one takes it.
+
+    Raises:
+        RuntimeError: shapes, dtypes or factors that do not fit, or CUDA tensors.
+
+    Paper: FlashSVD, arXiv 2508.01506.
+    """
+    others = {
+        "up_a": up_a, "up_b": up_b, "up_bias": up_bias, "down_a": down_a, "down_b": down_b,
+        "down_bias": down_bias, "residual": residual, "norm_weight": norm_weight,
+        "norm_bias": norm_bias,
+    }  # fmt: skip
+    if x.is_cuda:
+        raise RuntimeError(
+            f"ffn_lowrank: device; got {x.device}; need cpu; try torch.nn.functional.linear for "
+            "each factor there"
+        )
+    if not calling.compiled("ffn_lowrank", x):
+        calling.one_device("ffn_lowrank", x, **others)
+        run: Any = reference_ffn_lowrank
+    else:
+        run = calling.kernels().ffn_lowrank
+    result: Tensor = run(
+        x, up_a, up_b, up_bias, down_a, down_b, down_bias, up_rank, inner, down_rank, outputs,
+        activation, residual, norm_weight, norm_bias, eps,
+    )  # fmt: skip
+    return result
+
+
+def reference_ffn_lowrank(
+    x: Tensor,
+    up_a: Tensor,
+    up_b: Tensor,
+    up_bias: Tensor | None,
+    down_a: Tensor,
+    down_b: Tensor,
+    down_bias: Tensor | None,
+    up_rank: int,
+    inner: int,
+    down_rank: int,
+    outputs: int,
+    activation: str = "gelu",
+    residual: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """Meaning of :func:`filbert.ops.ffn_lowrank`: in float32, or wider, and one rounding."""
+    wide = wide_dtype(x.dtype)
+
+    def product(rows: Tensor, packed: Tensor, width: int, bias: Tensor | None = None) -> Tensor:
+        y = rows @ unpack_dense(packed, width, rows.shape[1]).to(wide).T
+        return y if bias is None else y + bias.to(wide)
+
+    y = product(product(x.to(wide), up_a, up_rank), up_b, inner, up_bias)
+    y = ACTIVATIONS[activation](y)
+    y = product(product(y, down_a, down_rank), down_b, outputs, down_bias)
+    if residual is not None:
+        y = y + residual.to(wide)
+    if norm_weight is None or norm_bias is None:
+        return y.to(x.dtype)
+    return reference_norm_residual(y, None, None, norm_weight, norm_bias, eps).to(x.dtype)
+
+
+def _fake_ffn_lowrank(
+    x, up_a, up_b, up_bias, down_a, down_b, down_bias, up_rank, inner, down_rank, outputs,
+    activation="gelu", residual=None, norm_weight=None, norm_bias=None, eps=0.0,
+):  # fmt: skip
+    calling.one_device(
+        "ffn_lowrank", x, up_a=up_a, up_b=up_b, up_bias=up_bias, down_a=down_a, down_b=down_b,
+        down_bias=down_bias, residual=residual, norm_weight=norm_weight, norm_bias=norm_bias,
+    )  # fmt: skip
+    return x.new_empty((x.shape[0], outputs))
+
+
+def _explain_ffn_lowrank(
+    x: Tensor, up_a: Tensor, up_b: Tensor, up_bias: Tensor | None, down_a: Tensor, down_b: Tensor,
+    down_bias: Tensor | None, up_rank: int, inner: int, down_rank: int, outputs: int, *_: Any,
+    **__: Any,
+) -> dict[str, Any]:  # fmt: skip
+    rows, inputs = x.shape
+    pairs = up_rank * (inputs + inner) + down_rank * (inner + outputs)
+    dense = inner * (inputs + outputs)
+    held = sum(t.numel() * t.element_size() for t in (up_a, up_b, down_a, down_b))
+    return {
+        "work": f"{2 * rows * pairs:,} floating-point operations, dense {2 * rows * dense:,}",
+        "memory": f"{held + rows * (inputs + outputs) * x.element_size():,} bytes read and written",
+        "factors": f"{up_a.dtype}, {pairs:,} numbers, dense {dense:,}",
+    }
+
+
+register(
+    Operator(
+        "ffn_lowrank",
+        "feed-forward part of low-rank factors, without wide activations",
+        fake=_fake_ffn_lowrank,
+        reference=reference_ffn_lowrank,
+        explain=_explain_ffn_lowrank,
+        devices=("cpu",),
+    )
+)
