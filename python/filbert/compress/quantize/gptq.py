@@ -18,7 +18,7 @@ _BLOCK = 128
 
 def gptq(
     weight: Tensor, moments: Tensor, bits: int, group: int | None = None, *, damping: float = 0.01,
-    passes: int = 4,
+    passes: int = 10,
 ) -> GroupedWeight:  # fmt: skip
     """A weight of ``bits``: inputs are rounded one after the other, and what rounding one did to
     the results is made good by those that follow.
