@@ -1,0 +1,9 @@
+"""Weights of low rank: how factors are found, and how ranks are chosen.
+
+Paper: FlashSVD, arXiv 2508.01506.
+"""
+
+from .allocation import break_even, plan_ranks
+from .factors import Factors, Spectrum, spectrum_of
+
+__all__ = ["Factors", "Spectrum", "break_even", "plan_ranks", "spectrum_of"]
