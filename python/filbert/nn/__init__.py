@@ -18,6 +18,9 @@ from .grouped.embedding import EmbeddingGrouped
 from .grouped.linear import LinearGrouped
 from .grouped.weight import GroupedWeight
 from .layer import EncoderLayer, FeedForward, RowNorm
+from .lowrank.factors import Factors
+from .lowrank.feed_forward import FeedForwardLowRank
+from .lowrank.linear import LinearLowRank
 from .parts import LayerParts
 
 __all__ = [
@@ -30,12 +33,15 @@ __all__ = [
     "DotPacker",
     "EmbeddingGrouped",
     "EncoderLayer",
+    "Factors",
     "FeedForward",
+    "FeedForwardLowRank",
     "GroupedWeight",
     "LayerParts",
     "LinearBinary",
     "LinearBinarySum",
     "LinearGrouped",
+    "LinearLowRank",
     "MixedAttention",
     "PackedEncoder",
     "PackedLinear",

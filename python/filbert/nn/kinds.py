@@ -15,15 +15,19 @@ from .dense.attention import DenseAttention
 from .dense.linear import PackedLinear
 from .grouped.linear import LinearGrouped
 from .layer import FeedForward
+from .lowrank.feed_forward import FeedForwardLowRank
+from .lowrank.linear import LinearLowRank
 
 __all__ = ["attention_from_config", "feed_forward_from_config", "linear_from_config"]
 
 LINEARS = {
     "binary": LinearBinary, "binary_sum": LinearBinarySum, "dense": PackedLinear,
-    "grouped": LinearGrouped,
+    "grouped": LinearGrouped, "lowrank": LinearLowRank,
 }  # fmt: skip
 ATTENTIONS = {"binary": BinaryAttention, "dense": DenseAttention, "mixed": MixedAttention}
-FEED_FORWARDS = {"binary": BinaryFeedForward, "dense": FeedForward}
+FEED_FORWARDS = {
+    "binary": BinaryFeedForward, "dense": FeedForward, "lowrank": FeedForwardLowRank,
+}  # fmt: skip
 
 
 def _of(kinds: dict[str, Any], slot: str, config: dict[str, Any]) -> Any:

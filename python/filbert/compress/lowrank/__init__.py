@@ -3,7 +3,8 @@
 Paper: FlashSVD, arXiv 2508.01506.
 """
 
+from ...nn.lowrank.factors import Factors
 from .allocation import break_even, plan_ranks
-from .factors import Factors, Spectrum, spectrum_of
+from .spectrum import Spectrum, spectrum_of
 
 __all__ = ["Factors", "Spectrum", "break_even", "plan_ranks", "spectrum_of"]

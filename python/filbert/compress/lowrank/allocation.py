@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 
-from .factors import Spectrum
+from .spectrum import Spectrum
 
 __all__ = ["RANK_STEP", "break_even", "plan_ranks"]
 

@@ -1,4 +1,4 @@
-"""A weight as two thin factors, and what is lost by it.
+"""Factors of a weight, for all ranks at once, and what is lost by them.
 
 Papers: FlashSVD, arXiv 2508.01506; SVD-LLM, arXiv 2403.07378 (whitening); FWSVD, arXiv 2207.00112
 (Fisher weights).
@@ -11,34 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Factors", "Spectrum", "spectrum_of"]
+from ...nn.lowrank.factors import Factors
 
-
-@dataclass(frozen=True)
-class Factors:
-    """``b @ a`` in the place of a weight ``[N, K]``.
-
-    Attributes:
-        a: ``[R, K]``.
-        b: ``[N, R]``, float32 as ``a``.
-    """
-
-    a: Tensor
-    b: Tensor
-
-    @property
-    def rank(self) -> int:
-        """R"""
-        return self.a.shape[0]
-
-    @property
-    def weight(self) -> Tensor:
-        """``[N, K]``: the product."""
-        return self.b @ self.a
-
-    def cut(self, rank: int) -> Factors:
-        """The best factors of a smaller rank: columns of ``b`` are in the order of their worth."""
-        return Factors(self.a[:rank].contiguous(), self.b[:, :rank].contiguous())
+__all__ = ["Spectrum", "spectrum_of"]
 
 
 @dataclass(frozen=True)

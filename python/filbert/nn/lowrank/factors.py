@@ -1,0 +1,53 @@
+"""A weight as two thin factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Factors"]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """``b @ a`` in the place of a weight ``[N, K]``.
+
+    Attributes:
+        a: ``[R, K]``.
+        b: ``[N, R]``, in the dtype of ``a``.
+
+    Raises:
+        ValueError: shapes or dtypes that do not go together.
+    """
+
+    a: Tensor
+    b: Tensor
+
+    def __post_init__(self) -> None:
+        fits = self.a.ndim == self.b.ndim == 2 and self.a.shape[0] == self.b.shape[1]
+        if not fits or self.a.dtype != self.b.dtype or self.a.shape[0] < 1:
+            raise ValueError(
+                f"factors: got {tuple(self.a.shape)} {self.a.dtype} and {tuple(self.b.shape)} "
+                f"{self.b.dtype}, need [R, K] and [N, R] of one dtype"
+            )
+
+    @property
+    def rank(self) -> int:
+        """R"""
+        return self.a.shape[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """``[N, K]``: the product."""
+        return self.b @ self.a
+
+    @property
+    def numbers(self) -> int:
+        """How many there are in both."""
+        return self.a.numel() + self.b.numel()
+
+    def cut(self, rank: int) -> Factors:
+        """Factors of a smaller rank: the first of ``a``'s rows and of ``b``'s columns, which are
+        the best ones where they are in the order of their worth."""
+        return Factors(self.a[:rank].contiguous(), self.b[:, :rank].contiguous())
