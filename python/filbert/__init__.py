@@ -44,6 +44,7 @@ from .plan import EncoderPlan, LayerPlan, PackedEncoderConfig
 
 if TYPE_CHECKING:
     from .compress.binarize.conversion import binarize
+    from .compress.lowrank import factorization_report, factorize
     from .compress.quantize import (
         import_quantized,
         load_quantized,
@@ -73,6 +74,8 @@ __all__ = [
     "embed",
     "embedding_grouped",
     "explain",
+    "factorization_report",
+    "factorize",
     "ffn_lowrank",
     "gather_rows",
     "import_quantized",
@@ -104,6 +107,8 @@ __all__ = [
 #: what is imported when it is first asked for, since all that trains comes with it
 _LATER = {
     "binarize": ".compress.binarize.conversion",
+    "factorization_report": ".compress.lowrank",
+    "factorize": ".compress.lowrank",
     "import_quantized": ".compress.quantize",
     "load_quantized": ".compress.quantize",
     "quantization_report": ".compress.quantize",

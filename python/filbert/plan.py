@@ -85,13 +85,14 @@ class PackedEncoderConfig:
 
 #: the slots of a layer, see :mod:`filbert.nn.layer`, and the kinds that fill them from a model
 SLOTS = ("attention", "out", "feed_forward")
-KINDS = ("dense", "grouped", "binary")
+KINDS = ("dense", "grouped", "lowrank", "binary")
 
 
 @dataclass(frozen=True)
 class LayerPlan:
     """Which kind of module fills each slot of a layer: ``"dense"``, ``"grouped"`` (2 to 8 bits,
-    Q-BERT; its weights come from :func:`filbert.quantize`), or ``"binary"`` (BiBERT).
+    Q-BERT; its weights come from :func:`filbert.quantize`), ``"lowrank"`` (FlashSVD; its factors
+    come from :func:`filbert.factorize`), or ``"binary"`` (BiBERT).
 
     Attributes:
         attention: query, key, value and attention.

@@ -12,8 +12,8 @@ from torch import nn
 import filbert
 from cases import normal
 from filbert import EncoderPlan, LayerPlan, PackedBatch
+from filbert.compress.calibration import Moments, caller_of, input_moments
 from filbert.compress.quantize import gptq, half_quadratic, quantization_report, round_to_nearest
-from filbert.compress.quantize.calibration import Moments, caller_of, input_moments
 from filbert.compress.quantize.rounding import most_multiplier, steps_of
 from filbert.nn import EmbeddingGrouped, GroupedWeight, LinearGrouped, PackedEncoder, load_encoder
 from filbert.ops import quantize_rows

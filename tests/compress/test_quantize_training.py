@@ -40,7 +40,7 @@ def test_training_computes_what_is_packed(family, bits):
     got = run(packed)[kept]
     assert float((got - expected[kept]).abs().max()) < 0.01 * float(expected[kept].abs().max())
     assert any(isinstance(m, EmbeddingGrouped) for m in packed.modules())
-    assert swapped(packed).quantized is not None
+    assert swapped(packed).compressed is not None
     report = quantization_report(packed)
     assert report.method == "training"
     assert {row.bits for row in report if "mbed" not in row.name} == {bits}

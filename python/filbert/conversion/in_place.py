@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ..nn.build import QuantizedParts
+from ..nn.build import CompressedParts
 from ..nn.grouped.embedding import EmbeddingGrouped
 from ..plan import EncoderPlan, PackedEncoderConfig
 from .hugging_face.holders import module_of
@@ -111,18 +111,19 @@ def convert(
     """
     if not isinstance(config, EncoderPlan):
         config = EncoderPlan(settings=config or PackedEncoderConfig())
-    convert_quantized(module_of(model, "convert"), config, strict)
+    convert_compressed(module_of(model, "convert"), config, strict)
     return model
 
 
 #: an encoder of a model -> its weights of few bits, by layer
-Quantized = Mapping[nn.Module, list[QuantizedParts]]
+Compressed = Mapping[nn.Module, list[CompressedParts]]
 
 
-def convert_quantized(
-    model: nn.Module, plan: EncoderPlan, strict: bool, quantized: Quantized | None = None
+def convert_compressed(
+    model: nn.Module, plan: EncoderPlan, strict: bool, compressed: Compressed | None = None
 ) -> None:
-    """:func:`convert` with the weights of grouped slots, which :func:`filbert.quantize` makes."""
+    """:func:`convert` with the weights of grouped and low-rank slots, which
+    :func:`filbert.quantize` and :func:`filbert.factorize` make."""
     from .hugging_face.calling import drop_capture_hooks
 
     done = [(n, m) for n, m in model.named_modules() if isinstance(m, SwappedEncoder)]
@@ -134,13 +135,13 @@ def convert_quantized(
         )
     candidates = list(_candidates(model))
     for candidate in candidates:
-        candidate.reasons += _refusals(model, candidate, plan, quantized or {})
+        candidate.reasons += _refusals(model, candidate, plan, compressed or {})
     bad = [c for c in candidates if c.reasons]
     swapped: list[_Candidate] = []
     if not (strict and bad):
         for candidate in candidates:
             if not candidate.reasons:
-                candidate.reasons = _swap(model, candidate, plan, quantized or {})
+                candidate.reasons = _swap(model, candidate, plan, compressed or {})
                 (bad if candidate.reasons else swapped).append(candidate)
     for candidate in candidates:
         _refused[candidate.module] = candidate.reasons
@@ -274,7 +275,7 @@ def owner_of(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _refusals(
-    model: nn.Module, candidate: _Candidate, plan: EncoderPlan, quantized: Quantized
+    model: nn.Module, candidate: _Candidate, plan: EncoderPlan, compressed: Compressed
 ) -> list[str]:
     """Every reason against an encoder that does not lie in the structure of its layers."""
     from .hugging_face.layers import read_encoder
@@ -282,7 +283,7 @@ def _refusals(
     encoder, owner = candidate.module, candidate.owner
     reasons = []
     if not candidate.reasons:
-        reasons += refusals_of(plan, read_encoder(encoder)[0], quantized.get(encoder))
+        reasons += refusals_of(plan, read_encoder(encoder)[0], compressed.get(encoder))
     if encoder is model:
         reasons.append("an encoder cannot be replaced in itself; try the model that holds it")
     settings = getattr(owner, "config", None)
@@ -306,7 +307,7 @@ def _refusals(
 
 
 def _swap(
-    model: nn.Module, candidate: _Candidate, plan: EncoderPlan, quantized: Quantized
+    model: nn.Module, candidate: _Candidate, plan: EncoderPlan, compressed: Compressed
 ) -> list[str]:
     """Swaps one encoder and proves it. On failure everything is as before; returns the reasons."""
     from .hugging_face.calling import CallConvention
@@ -321,7 +322,7 @@ def _swap(
             return [f"the original could not be run on a small input ({_line(error)})"]
         convention = CallConvention.of(encoder, getattr(owner, "config", None))
         convention.output_type = type(example.output)
-        own = quantized.get(encoder)
+        own = compressed.get(encoder)
         if plan.settings.check:
             all_dense = EncoderPlan(settings=plan.settings)
             replacement = SwappedEncoder(encoder, read_encoder, convention, all_dense)

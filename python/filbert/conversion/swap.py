@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn.build import QuantizedParts, why_not
+from ..nn.build import CompressedParts, why_not
 from ..nn.dense.weights import DenseWeights
 from ..nn.encoder import PackedEncoder
 from ..nn.layer import EncoderLayer
@@ -60,10 +60,10 @@ class SwappedEncoder(PackedEncoder):
         convention: how the encoder is called; see
             :class:`filbert.conversion.hugging_face.calling.CallConvention`.
         plan: which kind each slot of each layer is, and the settings.
-        quantized: the weights of grouped slots, by layer, or None where there are none.
+        compressed: the weights of grouped and low-rank slots, by layer; None where there are none.
     """
 
-    quantized: list[QuantizedParts] | None
+    compressed: list[CompressedParts] | None
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class SwappedEncoder(PackedEncoder):
         read_layers: Callable[[nn.Module], tuple[list[LayerParts], list[str]]],
         convention: Any,
         plan: EncoderPlan,
-        quantized: list[QuantizedParts] | None = None,
+        compressed: list[CompressedParts] | None = None,
     ) -> None:
         nn.Module.__init__(self)
         _keep_dynamo_out()
@@ -80,7 +80,7 @@ class SwappedEncoder(PackedEncoder):
         self.__dict__["original"] = original
         self.read_layers = read_layers
         self.convention = convention
-        self.plan, self.quantized = plan, quantized
+        self.plan, self.compressed = plan, compressed
         self.masked_rows = plan.settings.masked_rows
         self.refusals: list[str] = []
         lists = [n for n, m in original.named_children() if isinstance(m, nn.ModuleList)]
@@ -109,7 +109,7 @@ class SwappedEncoder(PackedEncoder):
         self._drop_guard()
         with torch.inference_mode(False), torch.no_grad():
             parts, self.refusals = self.read_layers(self.original)
-            self.refusals += refusals_of(self.plan, parts, self.quantized)
+            self.refusals += refusals_of(self.plan, parts, self.compressed)
             if not self.refusals:
                 self._pack(parts)
             self._show_parameters(written)
@@ -129,7 +129,7 @@ class SwappedEncoder(PackedEncoder):
                 self.plan.settings.fold_bias,
                 packed=lambda own, layer: self._hide(own.linears(), layer),
                 plan=self.plan,
-                quantized=self.quantized,
+                compressed=self.compressed,
             )
         except BaseException:
             self._fill_weights()
@@ -142,10 +142,10 @@ class SwappedEncoder(PackedEncoder):
         for key in [key for key, hook in hooks.items() if hook is _refuse_skeleton]:
             del hooks[key]
 
-    def follow(self, plan: EncoderPlan, quantized: list[QuantizedParts] | None = None) -> None:
-        """Packs the weights again, as ``plan`` says, grouped slots with those ``quantized``."""
+    def follow(self, plan: EncoderPlan, compressed: list[CompressedParts] | None = None) -> None:
+        """Packs the weights again, as ``plan`` says, some slots with weights of ``compressed``."""
         self.unpack_weights()
-        self.quantized = quantized
+        self.compressed = compressed
         self.plan, self.masked_rows = plan, plan.settings.masked_rows
         self.pack_weights()
 
@@ -425,12 +425,12 @@ class SwappedEncoder(PackedEncoder):
 
 
 def refusals_of(
-    plan: EncoderPlan, parts: list[LayerParts], quantized: list[QuantizedParts] | None = None
+    plan: EncoderPlan, parts: list[LayerParts], compressed: list[CompressedParts] | None = None
 ) -> list[str]:
     """Why layers of ``parts`` cannot be built as ``plan`` says; empty if they can."""
     reasons = plan.problems(len(parts)) if parts else []
     for index, layer_parts in enumerate(parts):
-        own = quantized[index] if quantized else None
+        own = compressed[index] if compressed else None
         found = why_not(layer_parts, plan.of(index), own)
         reasons += [f"layer {index}: {why}" for why in found]
     return reasons

@@ -19,12 +19,17 @@ from .dense.linear import PackedLinear, gelu_kind, row_dtype
 from .grouped.linear import LinearGrouped
 from .grouped.weight import GroupedWeight
 from .layer import EncoderLayer, FeedForward, RowNorm
+from .lowrank.factors import Factors
+from .lowrank.feed_forward import FeedForwardLowRank
+from .lowrank.linear import LinearLowRank
 from .parts import LayerParts
 
-__all__ = ["QuantizedParts", "build_layer", "dense_layer", "why_not"]
+__all__ = ["JOINT", "CompressedParts", "build_layer", "dense_layer", "why_not"]
 
-#: the weights of few bits of a layer, by the names of :class:`LayerParts`
-QuantizedParts = MutableMapping[str, GroupedWeight]
+#: the smaller weights of a layer, of few bits or of low rank, by the names of :class:`LayerParts`;
+#: factors of query, key and value are one weight, under :data:`JOINT`
+CompressedParts = MutableMapping[str, GroupedWeight | Factors]
+JOINT = "query_key_value"
 #: the parts of a layer that each slot is made of
 _PARTS = {
     "attention": ("query", "key", "value"), "out": ("out",), "feed_forward": ("up", "down"),
@@ -48,14 +53,15 @@ def _head_padding(parts: LayerParts) -> int:
 
 
 def why_not(
-    parts: LayerParts, plan: LayerPlan, quantized: QuantizedParts | None = None
+    parts: LayerParts, plan: LayerPlan, compressed: CompressedParts | None = None
 ) -> list[str]:
     """Why the slots of ``parts`` cannot be filled as ``plan`` says; empty if they can.
 
     Args:
         parts: the original modules.
         plan: of the layer.
-        quantized: what grouped slots are made of: the weights of ``parts``, quantized.
+        compressed: what grouped and low-rank slots are made of, in the place of the weights of
+            ``parts``, which are what it stands for.
     """
     reasons = []
     if plan.attention == "binary" and parts.head_dim % 32:
@@ -64,13 +70,48 @@ def why_not(
         reasons.append("binary feed-forward: got another activation, need GELU (erf) or ReLU")
     for slot, names in _PARTS.items():
         if getattr(plan, slot) == "grouped":
-            reasons += _why_not_grouped(parts, slot, names, quantized or {})
+            reasons += _why_not_grouped(parts, slot, names, compressed or {})
+        elif getattr(plan, slot) == "lowrank":
+            reasons += _why_not_lowrank(parts, slot, names, compressed or {})
     return reasons
 
 
-def _why_not_grouped(
-    parts: LayerParts, slot: str, names: Sequence[str], quantized: QuantizedParts
+def _why_not_lowrank(
+    parts: LayerParts, slot: str, names: Sequence[str], compressed: CompressedParts
 ) -> list[str]:
+    of = [getattr(parts, name).weight.detach() for name in names]
+    if of[0].device.type != "cpu":
+        return [f"low-rank {slot}: got weights on {of[0].device}, need cpu"]
+    if slot != "feed_forward" and _head_padding(parts):
+        step = ops.head_dims(of[0].device).step
+        return [f"low-rank {slot}: got heads of {parts.head_dim}, need a multiple of {step} here"]
+    reasons = []
+    wanted = {JOINT: torch.cat(of)} if slot == "attention" else dict(zip(names, of, strict=True))
+    for name, weight in wanted.items():
+        factors = compressed.get(name)
+        if not isinstance(factors, Factors):
+            reasons.append(f"low-rank {slot}: no factors of {name}; try filbert.factorize")
+        elif not _near(factors, weight):
+            reasons.append(
+                f"low-rank {slot}: the weight of {name} is not the product of its factors; try "
+                "filbert.factorize again"
+            )
+    return reasons
+
+
+def _near(factors: Factors, weight: Tensor) -> bool:
+    """Whether ``weight`` is the factors' product, rounded as it may have been."""
+    product = Factors(factors.a.float(), factors.b.float()).weight
+    if product.shape != weight.shape:
+        return False
+    coarse = max(torch.finfo(t.dtype).eps for t in (factors.a, weight))
+    return float((product - weight.float()).norm()) <= 4 * coarse * float(product.norm())
+
+
+def _why_not_grouped(
+    parts: LayerParts, slot: str, names: Sequence[str], compressed: CompressedParts
+) -> list[str]:
+    quantized = {n: w for n, w in compressed.items() if isinstance(w, GroupedWeight)}
     if missing := [name for name in names if name not in quantized]:
         return [f"grouped {slot}: no quantized {', '.join(missing)}; try filbert.quantize"]
     if slot != "feed_forward" and _head_padding(parts):
@@ -104,10 +145,11 @@ class _Builder:
     def __init__(
         self,
         parts: LayerParts,
-        quantized: QuantizedParts | None,
+        compressed: CompressedParts | None,
         compute_dtype: torch.dtype | None,
     ) -> None:
-        self.parts, self.quantized = parts, quantized or {}
+        self.parts = parts
+        self.compressed: CompressedParts = {} if compressed is None else compressed
         weight = parts.query.weight
         self.weight_dtype, self.device = weight.dtype, weight.device
         self.dtype = compute_dtype or row_dtype(weight.dtype, weight.device)
@@ -129,18 +171,34 @@ class _Builder:
     def grouped(
         self, names: Sequence[str], bias: Tensor | None, activation: str | None = None
     ) -> LinearGrouped:
-        whole = [self.quantized[name].to(self.device) for name in names]
+        held = [self.compressed[name] for name in names]
+        whole = [weight.to(self.device) for weight in held if isinstance(weight, GroupedWeight)]
         made = LinearGrouped(
             whole, bias, activation=activation, compute_dtype=self.dtype,
             weight_dtype=self.weight_dtype,
         )  # fmt: skip
         # Weights exist once: those of several in one are views of it.
-        self.quantized.update(zip(names, made.weight.split(made.sizes), strict=True))
+        self.compressed.update(zip(names, made.weight.split(made.sizes), strict=True))
         return made
+
+    def lowrank(
+        self, names: Sequence[str], bias: Tensor | None, activation: str | None = None
+    ) -> LinearLowRank:
+        joint = names[0] in _PARTS["attention"]
+        factors = self.compressed[JOINT if joint else names[0]]
+        assert isinstance(factors, Factors)
+        sizes = [getattr(self.parts, name).out_features for name in names]
+        if joint and len(names) < len(_PARTS["attention"]):  # some rows of what all three share
+            whole = [getattr(self.parts, name).out_features for name in _PARTS["attention"]]
+            first = sum(whole[: _PARTS["attention"].index(names[0])])
+            factors = Factors(factors.a, factors.b[first : first + sum(sizes)])
+        return LinearLowRank(
+            factors, bias, activation=activation, sizes=sizes, compute_dtype=self.dtype
+        )
 
     def linear(self, kind: str) -> Callable[..., Any]:
         """What makes a linear module for rows of numbers."""
-        return {"dense": self.dense, "grouped": self.grouped}[kind]
+        return {"dense": self.dense, "grouped": self.grouped, "lowrank": self.lowrank}[kind]
 
     def bits(self, name: str) -> LinearBinary:
         return LinearBinary.from_linear(getattr(self.parts, name))
@@ -194,6 +252,8 @@ class _Builder:
         gelu = gelu_kind(self.parts.activation)
         up = self.linear(kind)(["up"], self.parts.up.bias, gelu)
         down = self.linear(kind)(["down"], self.parts.down.bias)
+        if kind == "lowrank" and gelu:
+            return FeedForwardLowRank(up, down)
         # Any other activation is the model's own function, run on the GEMM's result.
         return FeedForward(up, down, None if gelu else self.parts.activation)
 
@@ -202,7 +262,7 @@ def build_layer(
     parts: LayerParts,
     plan: LayerPlan,
     *,
-    quantized: QuantizedParts | None = None,
+    compressed: CompressedParts | None = None,
     compute_dtype: torch.dtype | None = None,
     fold_bias: bool = True,
     split_query: bool = False,
@@ -211,21 +271,24 @@ def build_layer(
 
     Dense and grouped slots: QKV GEMM, attention per sequence, output GEMM, feed-forward GEMMs, each
     with what follows it fused where the GEMM can. Binary slots are BiBERT's: centred signs of
-    latent weights with a scale for each row, signs of rows, and -1 for a number that is 0.
+    latent weights with a scale for each row, signs of rows, and -1 for a number that is 0. Low-rank
+    slots multiply by two factors in the place of each weight, a feed-forward part in one pass.
 
     Args:
         parts: the original modules. They are read, not kept.
         plan: what :func:`why_not` has nothing against.
-        quantized: the weights of grouped slots. Those that become one are replaced by views of it.
+        compressed: the weights of grouped and low-rank slots. Quantized ones that become one are
+            replaced by views of it.
         compute_dtype: dtype of the rows, float32 or bfloat16, on CUDA also float16;
             :func:`~filbert.nn.dense.linear.row_dtype` if not given.
         fold_bias: see :class:`filbert.plan.PackedEncoderConfig`.
         split_query: keep the query weight apart from key and value, so that the layer can compute
             first rows alone.
 
-    Paper: ByteTransformer, arXiv 2210.03052; BiBERT, arXiv 2203.06390; Q-BERT, arXiv 1909.05840.
+    Paper: ByteTransformer, arXiv 2210.03052; BiBERT, arXiv 2203.06390; Q-BERT, arXiv 1909.05840;
+    FlashSVD, arXiv 2508.01506.
     """
-    make = _Builder(parts, quantized, compute_dtype)
+    make = _Builder(parts, compressed, compute_dtype)
     with torch.no_grad():
         # Folded into one of bits a bias would be one of floats.
         biases, out_bias = make.biases(fold_bias and plan.out != "binary")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..packed.batch import PackedBatch
 from ..plan import EncoderPlan, PackedEncoderConfig
 from ..refusals import below_autograd, has_tangent
-from .build import QuantizedParts, build_layer
+from .build import CompressedParts, build_layer
 from .dense.linear import row_dtype
 from .layer import EncoderLayer
 from .parts import LayerParts
@@ -88,7 +88,7 @@ class PackedEncoder(nn.Module):
         fold_bias: bool,
         packed: Callable[[LayerParts, EncoderLayer], None] | None = None,
         plan: EncoderPlan | None = None,
-        quantized: Sequence[QuantizedParts] | None = None,
+        compressed: Sequence[CompressedParts] | None = None,
     ) -> None:
         """Packs layer by layer. ``packed`` is told after each, so that the original weights of one
         layer can be let go before those of the next are packed."""
@@ -102,7 +102,7 @@ class PackedEncoder(nn.Module):
             layer = build_layer(
                 layer_parts,
                 (plan or EncoderPlan()).of(index),
-                quantized=None if quantized is None else quantized[index],
+                compressed=None if compressed is None else compressed[index],
                 compute_dtype=rows,
                 fold_bias=fold_bias,
                 split_query=index == len(parts) - 1,

@@ -1,10 +1,21 @@
-"""Weights of low rank: how factors are found, and how ranks are chosen.
+"""Weights of low rank: how factors are found, how ranks are chosen, and how a model gets them.
 
 Paper: FlashSVD, arXiv 2508.01506.
 """
 
 from ...nn.lowrank.factors import Factors
 from .allocation import break_even, plan_ranks
+from .conversion import factorize
+from .report import FactorizationReport, factorization_report
 from .spectrum import Spectrum, spectrum_of
 
-__all__ = ["Factors", "Spectrum", "break_even", "plan_ranks", "spectrum_of"]
+__all__ = [
+    "FactorizationReport",
+    "Factors",
+    "Spectrum",
+    "break_even",
+    "factorization_report",
+    "factorize",
+    "plan_ranks",
+    "spectrum_of",
+]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from .spectrum import Spectrum
 
-__all__ = ["RANK_STEP", "break_even", "plan_ranks"]
+__all__ = ["RANK_STEP", "break_even", "largest_rank", "plan_ranks"]
 
 #: ranks are multiples of this, which is a panel of a packed weight
 RANK_STEP = 16
@@ -17,6 +17,12 @@ def break_even(outputs: int, inputs: int) -> float:
     """The rank from which on factors of a weight ``[outputs, inputs]`` have more numbers than it:
     614.4 for 768 and 3072, 384 for 768 and 768."""
     return outputs * inputs / (outputs + inputs)
+
+
+def largest_rank(spectrum: Spectrum) -> int | None:
+    """The largest multiple of 16 with which factors have fewer numbers than the weight, or None."""
+    ranks = [rank for rank in _ladder(spectrum) if rank is not None]
+    return ranks[-1] if ranks else None
 
 
 def plan_ranks(

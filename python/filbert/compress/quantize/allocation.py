@@ -16,7 +16,7 @@ from ...conversion.hugging_face.holders import module_of
 from ...conversion.hugging_face.layers import read_encoder
 from ...conversion.in_place import encoders_of
 from ...ops import FIELDS
-from .calibration import Sample, caller_of, input_moments
+from ..calibration import Sample, caller_of, input_moments
 from .rounding import round_to_nearest
 from .sensitivity import Loss, distance, hessian_traces, top_eigenvalues
 

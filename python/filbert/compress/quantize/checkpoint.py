@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from ...conversion.hugging_face.holders import is_sentence_transformer, module_of
 from ...conversion.swap import SwappedEncoder
-from ...nn.build import QuantizedParts
+from ...nn.build import CompressedParts
 from ...nn.grouped.embedding import EmbeddingGrouped
 from ...nn.grouped.weight import GroupedWeight
+from ...nn.lowrank.factors import Factors
 from ...nn.parts import LINEARS
 from ...ops import FIELDS, PANEL
 from ...plan import PackedEncoderConfig
@@ -308,9 +309,9 @@ def _manifest_of(model: nn.Module, known: _Rows) -> tuple[Manifest, dict[str, Te
     tensors: dict[str, Tensor] = {}
     unknown = QuantizedRow("", 0, None, 0, 0.0, None)
     for name, module in model.named_modules():
-        if isinstance(module, SwappedEncoder) and module.quantized is not None:
+        if isinstance(module, SwappedEncoder) and module.compressed is not None:
             manifest.settings = module.plan.settings
-            for inner, weight in _weights_of(module, module.quantized):
+            for inner, weight in _weights_of(module, module.compressed):
                 full = f"{name}.{inner}" if name else inner
                 row = rows.get(full, unknown)
                 tensors |= manifest.add(full, weight, row.error, row.of_results)
@@ -327,14 +328,20 @@ def _manifest_of(model: nn.Module, known: _Rows) -> tuple[Manifest, dict[str, Te
 
 
 def _weights_of(
-    encoder: SwappedEncoder, quantized: Sequence[QuantizedParts]
+    encoder: SwappedEncoder, quantized: Sequence[CompressedParts]
 ) -> Iterator[tuple[str, GroupedWeight]]:
     """The weights of an encoder by the names of their linear layers in it."""
     names = {m: name for name, m in encoder.original.named_modules()}
     for linears, own in zip(encoder.linears, quantized, strict=True):
+        if any(isinstance(weight, Factors) for weight in own.values()):
+            raise ValueError(
+                "save_quantized: the model has weights of low rank, need weights of few bits "
+                "alone; try saving the model it came from"
+            )
         for part, linear in zip(LINEARS, linears, strict=True):
-            if part in own:
-                yield names[linear], own[part]
+            weight = own.get(part)
+            if isinstance(weight, GroupedWeight):
+                yield names[linear], weight
 
 
 def verify(folder: Path, manifest: Manifest) -> None:

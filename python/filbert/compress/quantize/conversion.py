@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from ...conversion.hugging_face.holders import module_of
 from ...conversion.hugging_face.layers import read_encoder
-from ...conversion.in_place import convert, convert_quantized, encoders_of, revert
-from ...nn.build import QuantizedParts
+from ...conversion.in_place import convert, convert_compressed, encoders_of, revert
+from ...nn.build import CompressedParts
 from ...nn.grouped.embedding import EmbeddingGrouped
 from ...nn.grouped.weight import GroupedWeight
 from ...nn.parts import LayerParts
 from ...ops import FIELDS
 from ...plan import EncoderPlan, LayerPlan, PackedEncoderConfig
+from ..calibration import Moments, Sample, caller_of, input_moments
 from .allocation import plan_bits
-from .calibration import Moments, Sample, caller_of, input_moments
 from .gptq import gptq
 from .report import QuantizationReport, QuantizedRow, error_of
 from .rounding import half_quadratic, round_to_nearest
@@ -186,7 +186,7 @@ def _swap(
 ) -> None:
     quantized = {}
     for _, encoder, parts in encoders:
-        layers: list[QuantizedParts] = [{} for _ in parts]
+        layers: list[CompressedParts] = [{} for _ in parts]
         for job in jobs[encoder]:
             if job.bits is not None:
                 layers[job.layer][job.part] = made[job.linear]
@@ -194,7 +194,7 @@ def _swap(
     plans = {encoder: _plan(jobs[encoder], len(parts), config) for _, encoder, parts in encoders}
     if len({str(plan.to_dict()) for plan in plans.values()}) != 1:
         raise ValueError("bits: got other kinds for one encoder than for another, need the same")
-    convert_quantized(model, next(iter(plans.values())), True, quantized)
+    convert_compressed(model, next(iter(plans.values())), True, quantized)
 
 
 def plain_tables(model: nn.Module) -> Iterator[tuple[str, nn.Embedding]]:

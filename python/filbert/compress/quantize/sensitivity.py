@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calibration import Sample
+from ..calibration import Sample
 
 __all__ = ["Loss", "hessian_traces", "output_of", "top_eigenvalues"]
 

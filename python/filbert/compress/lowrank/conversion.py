@@ -1,0 +1,210 @@
+"""`factorize`: a model's encoders with weights of low rank, in place.
+
+Paper: FlashSVD, arXiv 2508.01506.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ...conversion.hugging_face.holders import module_of
+from ...conversion.hugging_face.layers import read_encoder
+from ...conversion.in_place import convert, convert_compressed, encoders_of, revert
+from ...nn.build import JOINT, CompressedParts
+from ...nn.lowrank.factors import Factors
+from ...nn.parts import LayerParts
+from ...plan import EncoderPlan, LayerPlan, PackedEncoderConfig
+from ..calibration import Moments, Sample, caller_of, input_moments
+from .allocation import largest_rank, plan_ranks
+from .report import FactorizationReport, FactorizedRow
+from .spectrum import Spectrum, spectrum_of
+
+__all__ = ["factorize"]
+
+Model = TypeVar("Model")
+#: weights that are factorized, by slot, and the parts of a layer each is made of
+_WEIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "attention": {JOINT: ("query", "key", "value")},
+    "out": {"out": ("out",)},
+    "feed_forward": {"up": ("up",), "down": ("down",)},
+}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One weight, which may be that of several layers over the same input."""
+
+    name: str  # of its first layer in the model
+    encoder: nn.Module
+    layer: int
+    slot: str
+    part: str
+    linears: tuple[nn.Linear, ...]
+
+    @property
+    def weight(self) -> Tensor:
+        """``[N, K]``, float32."""
+        return torch.cat([linear.weight.detach() for linear in self.linears]).float()
+
+
+def factorize(
+    model: Model,
+    *,
+    param_ratio: float | None = None,
+    energy: float | None = None,
+    ranks: int | None = None,
+    calibration: Iterable[Sample] | None = None,
+    tokenizer: Any = None,
+    config: PackedEncoderConfig | None = None,
+) -> Model:
+    """Gives every BERT-shaped encoder in ``model`` weights of low rank and packs it, in place.
+
+    As :func:`filbert.convert`, with two thin factors in the place of a weight; a feed-forward part
+    runs as :func:`filbert.ffn_lowrank`, without an activation as wide as its inner dimension.
+    Query, key and value are one weight. What the model computes changes: its float weights become
+    the factors' products, and the old ones are gone. With calibration the factors keep what the
+    weights *make of texts*, and biases take what is lost of its mean; without, they keep the
+    weights.
+
+    ::
+
+        model = filbert.factorize(model, param_ratio=0.5, calibration=texts)
+
+    Args:
+        model: what :func:`filbert.convert` takes, on a CPU and in eval mode.
+        param_ratio: numbers of all factors over numbers of all weights, between 0 and 1. Ranks are
+            multiples of 16, and go where they keep most.
+        energy: the share of its results' squares that each weight keeps at least; in the place of
+            ``param_ratio``.
+        ranks: likewise one rank for all weights; at most the smaller side of each.
+        calibration: texts such as the model will read (some dozens), or arguments of the model.
+            They are run one by one.
+        tokenizer: for texts, where the model has none of its own.
+        config: settings of the packed encoder.
+
+    Returns:
+        ``model``. :func:`filbert.compress.lowrank.factorization_report` says what became of each
+        weight. One that no rank below its break-even is enough for stays as it is. Both weights of
+        a feed-forward part have factors, or none has.
+
+    Raises:
+        ConvertError: whatever :func:`filbert.convert` refuses, before anything is changed.
+        ValueError: no budget, or two; ranks or calibration that do not fit.
+
+    Papers: FlashSVD, arXiv 2508.01506; SVD-LLM, arXiv 2403.07378.
+    """
+    module = module_of(model, "factorize")
+    if sum(given is not None for given in (param_ratio, energy, ranks)) != 1:
+        raise ValueError("budget: need one of param_ratio, energy and ranks")
+    if (device := next(module.parameters()).device).type != "cpu":
+        raise ValueError(f"model: got {device}, need cpu")
+    # Whatever is refused is refused now, while the weights are what they were.
+    convert(module, config)
+    revert(module)
+    encoders = [(name, encoder, read_encoder(encoder)[0]) for name, encoder in encoders_of(module)]
+    jobs = [job for name, encoder, parts in encoders for job in _jobs_of(name, encoder, parts)]
+    moments: Mapping[nn.Linear, Moments] = {}
+    if calibration is not None:
+        first = [linear for job in jobs for linear in job.linears]
+        moments = input_moments(first, list(calibration), caller_of(module, tokenizer))
+    spectra = {job.name: _spectrum(job, moments) for job in jobs}
+    chosen = _ranks(spectra, param_ratio, energy, ranks)
+    for together in _slots(jobs):
+        own = {job.name: chosen[job.name] for job in together}
+        if None not in own.values():
+            continue
+        if param_ratio is not None and any(own.values()):  # a whole weight would exceed the budget
+            own = {n: rank or largest_rank(spectra[n]) for n, rank in own.items()}
+        chosen |= dict.fromkeys(own, None) if None in own.values() else own
+    plans = [_plan([j for j in jobs if j.encoder is e], chosen, config) for _, e, _ in encoders]
+    if any(plan != plans[0] for plan in plans):
+        raise ValueError(
+            "budget: leaves other slots dense in one encoder than in another; try ranks="
+        )
+    made: dict[nn.Module, list[CompressedParts]] = {
+        encoder: [{} for _ in parts] for _, encoder, parts in encoders
+    }
+    rows = []
+    for job in jobs:
+        rank, spectrum = chosen[job.name], spectra[job.name]
+        if rank is not None:
+            made[job.encoder][job.layer][job.part] = _put(job, spectrum.factors(rank), moments)
+        rows.append(FactorizedRow.of(job.name, spectrum, rank))
+    convert_compressed(module, plans[0], True, made)
+    FactorizationReport(rows).attach(module)
+    return model
+
+
+def _jobs_of(name: str, encoder: nn.Module, layers: Sequence[LayerParts]) -> list[_Job]:
+    names = {module: inner for inner, module in encoder.named_modules()}
+    jobs = []
+    for index, parts in enumerate(layers):
+        for slot, weights in _WEIGHTS.items():
+            for part, of in weights.items():
+                linears = tuple(getattr(parts, one) for one in of)
+                inner = names[linears[0]]
+                full = f"{name}.{inner}" if name else inner
+                jobs.append(_Job(full, encoder, index, slot, part, linears))
+    return jobs
+
+
+def _slots(jobs: Sequence[_Job]) -> list[list[_Job]]:
+    """Jobs that have one kind."""
+    slots: dict[tuple[int, int, str], list[_Job]] = {}
+    for job in jobs:
+        slots.setdefault((id(job.encoder), job.layer, job.slot), []).append(job)
+    return list(slots.values())
+
+
+def _spectrum(job: _Job, moments: Mapping[nn.Linear, Moments]) -> Spectrum:
+    seen = moments.get(job.linears[0])
+    if seen is None:
+        return spectrum_of(job.weight)
+    # What the mean of the rows makes of the error is a constant, which the bias takes.
+    biased = all(linear.bias is not None for linear in job.linears)
+    return spectrum_of(job.weight, seen.centred if biased else seen.products)
+
+
+def _ranks(
+    spectra: Mapping[str, Spectrum], param_ratio: float | None, energy: float | None,
+    ranks: int | None,
+) -> dict[str, int | None]:  # fmt: skip
+    if ranks is None:
+        return plan_ranks(spectra, param_ratio=param_ratio, energy=energy)
+    if ranks < 1:
+        raise ValueError(f"ranks: got {ranks}, need 1 or more")
+    return {name: min(ranks, len(spectrum.energy)) for name, spectrum in spectra.items()}
+
+
+def _plan(
+    jobs: Sequence[_Job], chosen: Mapping[str, int | None], config: PackedEncoderConfig | None
+) -> EncoderPlan:
+    kinds: dict[int, dict[str, str]] = {}
+    for job in jobs:
+        kind = "dense" if chosen[job.name] is None else "lowrank"
+        kinds.setdefault(job.layer, {})[job.slot] = kind
+    # The encoder was proven before its weights were changed.
+    settings = replace(config or PackedEncoderConfig(), check=False)
+    layers = {index: LayerPlan(**slots) for index, slots in kinds.items()}
+    return EncoderPlan(layers=layers, settings=settings)
+
+
+@torch.no_grad()
+def _put(job: _Job, factors: Factors, moments: Mapping[nn.Linear, Moments]) -> Factors:
+    """Gives the layers what the factors stand for; the factors in the layers' dtype."""
+    dtype = job.linears[0].weight.dtype
+    made = Factors(factors.a.to(dtype), factors.b.to(dtype))
+    product = Factors(made.a.float(), made.b.float()).weight
+    lost = job.weight - product
+    sizes = [linear.out_features for linear in job.linears]
+    for linear, new, less in zip(job.linears, product.split(sizes), lost.split(sizes), strict=True):
+        seen = moments.get(linear)
+        if seen is not None and linear.bias is not None:
+            linear.bias.data += (less.double() @ seen.mean).to(linear.bias)
+        linear.weight.data.copy_(new)
+    return made
