@@ -9,7 +9,7 @@ import torch
 
 import filbert
 from cases import normal
-from filbert.nn import FeedForwardLowRank, LinearLowRank
+from filbert.nn import FeedForwardLowRank, LinearLowRank, load_encoder
 from filbert.nn.build import JOINT
 from models import MASKS, build, swapped
 from models import run as run_padded
@@ -103,6 +103,18 @@ def test_layers_may_differ():
     assert isinstance(layers[0].feed_forward, FeedForwardLowRank)
     assert not isinstance(layers[1].feed_forward, FeedForwardLowRank)
     assert JOINT not in swapped(made).compressed[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_encoder_is_saved_and_loaded(tmp_path, dtype):
+    made = filbert.factorize(build("bert", dtype=dtype), ranks=9)
+    encoder = swapped(made)
+    encoder.save(tmp_path / "encoder.safetensors")
+    loaded = load_encoder(tmp_path / "encoder.safetensors")
+    batch = filbert.PackedBatch.from_lengths([5, 0, 9])
+    rows = normal(14, encoder.hidden_size).to(dtype)
+    with torch.inference_mode():
+        assert_exact(loaded.forward_packed(rows, batch), encoder.forward_packed(rows, batch))
 
 
 def test_refuses_what_does_not_fit():

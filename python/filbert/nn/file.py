@@ -293,6 +293,12 @@ def _large_of_linear(name: str, linear: Mapping[str, Any]) -> _Shapes:
     elif linear["kind"] == "grouped":
         panels, units = -(-sum(linear["sizes"]) // 16), -(-linear["in_features"] // 32)
         yield f"{name}.packed", (panels, units, 64 * linear["bits"])
+    elif linear["kind"] == "lowrank":
+        outputs, rank, inputs = sum(linear["sizes"]), linear["rank"], linear["in_features"]
+        for factor, rows, width in (("a", rank, inputs), ("b", outputs, rank)):
+            pairs = linear["weight_dtype"] == "bfloat16"
+            steps = (-(-width // 2), 16, 2) if pairs else (width, 16)
+            yield f"{name}.{factor}", (-(-rows // 16), *steps)
     else:
         words = -(-linear["packer"]["features"] // 32)
         yield f"{name}.weight", (-(-linear["out_features"] // 16), words, 16)
