@@ -178,6 +178,7 @@ def test_the_plan_measures_every_aim_and_fits_the_time_in_order():
         "quality",
         "peak",
         "ffn_lowrank",
+        "e2e_lowrank",
     }  # of the CPU
     assert [one.case for one in given[:3]] == ["attn_varlen", "e2e", "e2e"]
     # Nobody knows how long a compiler takes: the two models that need one come last.

@@ -105,6 +105,13 @@ def test_layers_may_differ():
     assert JOINT not in swapped(made).compressed[1]
 
 
+def test_ranks_by_name():
+    ranks = {"re:query": 16, "re:attention.output": None, "re:layer.0": 9, "re:.*": 7}
+    made = filbert.factorize(build("bert"), ranks=ranks)
+    rows = filbert.factorization_report(made).rows
+    assert [row.rank for row in rows] == [16, None, 9, 9, 16, None, 7, 7]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_an_encoder_is_saved_and_loaded(tmp_path, dtype):
     made = filbert.factorize(build("bert", dtype=dtype), ranks=9)

@@ -20,6 +20,7 @@ from ...nn.lowrank.factors import Factors
 from ...nn.parts import LayerParts
 from ...plan import EncoderPlan, LayerPlan, PackedEncoderConfig
 from ..calibration import Moments, Sample, caller_of, input_moments
+from ..names import first_that_fits
 from .allocation import largest_rank, plan_ranks
 from .report import FactorizationReport, FactorizedRow
 from .spectrum import Spectrum, spectrum_of
@@ -27,6 +28,8 @@ from .spectrum import Spectrum, spectrum_of
 __all__ = ["factorize"]
 
 Model = TypeVar("Model")
+#: one number for all, or by the names of linear layers: the first pattern that fits
+Ranks = int | Mapping[str, int | None]
 #: weights that are factorized, by slot, and the parts of a layer each is made of
 _WEIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
     "attention": {JOINT: ("query", "key", "value")},
@@ -57,7 +60,7 @@ def factorize(
     *,
     param_ratio: float | None = None,
     energy: float | None = None,
-    ranks: int | None = None,
+    ranks: Ranks | None = None,
     calibration: Iterable[Sample] | None = None,
     tokenizer: Any = None,
     config: PackedEncoderConfig | None = None,
@@ -81,7 +84,10 @@ def factorize(
             multiples of 16, and go where they keep most.
         energy: the share of its results' squares that each weight keeps at least; in the place of
             ``param_ratio``.
-        ranks: likewise one rank for all weights; at most the smaller side of each.
+        ranks: likewise one rank for all weights, at most the smaller side of each; or by name,
+            where a key is a name or ``"re:"`` and a pattern that is found in it. The first that
+            fits counts, and None leaves a weight as it is. Query, key and value have the query's
+            name.
         calibration: texts such as the model will read (some dozens), or arguments of the model.
             They are run one by one.
         tokenizer: for texts, where the model has none of its own.
@@ -172,13 +178,21 @@ def _spectrum(job: _Job, moments: Mapping[nn.Linear, Moments]) -> Spectrum:
 
 def _ranks(
     spectra: Mapping[str, Spectrum], param_ratio: float | None, energy: float | None,
-    ranks: int | None,
+    ranks: Ranks | None,
 ) -> dict[str, int | None]:  # fmt: skip
     if ranks is None:
         return plan_ranks(spectra, param_ratio=param_ratio, energy=energy)
-    if ranks < 1:
-        raise ValueError(f"ranks: got {ranks}, need 1 or more")
-    return {name: min(ranks, len(spectrum.energy)) for name, spectrum in spectra.items()}
+    return {
+        name: None if (rank := _rank_of(name, ranks)) is None else min(rank, len(spectrum.energy))
+        for name, spectrum in spectra.items()
+    }
+
+
+def _rank_of(name: str, ranks: Ranks) -> int | None:
+    found: int | None = ranks if isinstance(ranks, int) else first_that_fits(name, ranks)
+    if found is not None and found < 1:
+        raise ValueError(f"ranks: got {found} for {name}, need 1 or more, or None")
+    return found
 
 
 def _plan(

@@ -5,7 +5,6 @@ Paper: Q-BERT, arXiv 1909.05840.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from ...nn.parts import LayerParts
 from ...ops import FIELDS
 from ...plan import EncoderPlan, LayerPlan, PackedEncoderConfig
 from ..calibration import Moments, Sample, caller_of, input_moments
+from ..names import first_that_fits
 from .allocation import plan_bits
 from .gptq import gptq
 from .report import QuantizationReport, QuantizedRow, error_of
@@ -233,14 +233,7 @@ def _method_of(method: str | None, calibration: Any) -> str:
 
 
 def _bits_of(name: str, bits: Bits) -> int | None:
-    if isinstance(bits, int):
-        found: int | None = bits
-    else:
-        fits = (
-            value for key, value in bits.items()
-            if (re.search(key[3:], name) if key.startswith("re:") else key == name)
-        )  # fmt: skip
-        found = next(fits, None)
+    found: int | None = bits if isinstance(bits, int) else first_that_fits(name, bits)
     if found is not None and found not in FIELDS:
         raise ValueError(
             f"bits of {name}: got {found}, need one of {', '.join(map(str, FIELDS))}, or None"
