@@ -29,20 +29,7 @@ Tensor linear_dense(Tensor x, Tensor weight, int64_t outputs, std::optional<Tens
   check_packed(weight, args.weight_dtype, args.inputs, outputs, kOp, "weight");
   if (bias) check_vector(*bias, outputs, x, kOp, "bias");
   args.activation = activation_of(activation, kOp);
-  if (residual) {
-    check_like(*residual, x, kOp, "residual");
-    check_rows(*residual, kOp, "residual", outputs);
-    check(residual->size(0) == args.rows, kOp, "rows of residual", *residual, "the rows of x",
-          "the residual of the same rows");
-    args.residual_row = residual->stride(0);
-  }
-  check(norm_weight.has_value() == norm_bias.has_value(), kOp, "norm_weight and norm_bias",
-        norm_weight ? "norm_weight alone" : "norm_bias alone", "both or neither",
-        "zeros for a missing norm_bias");
-  if (norm_weight) {
-    check_vector(*norm_weight, outputs, x, kOp, "norm_weight");
-    check_vector(*norm_bias, outputs, x, kOp, "norm_bias");
-  }
+  args.residual_row = check_follows(x, outputs, residual, norm_weight, norm_bias, kOp);
   args.eps = static_cast<float>(eps);
   args.x_row = x.stride(0);
   Tensor out = empty_rows(x, args.rows, outputs, x.scalar_type());

@@ -45,4 +45,26 @@ inline void check_rows(const Tensor& t, const char* op, const char* name, int64_
         "tensor.flatten(0, -2).contiguous()");
 }
 
+// What may follow a product of the rows of x with `outputs` outputs: a residual, and a LayerNorm.
+// Gives the residual's stride.
+inline int64_t check_follows(const Tensor& x, int64_t outputs,
+                             const std::optional<Tensor>& residual,
+                             const std::optional<Tensor>& norm_weight,
+                             const std::optional<Tensor>& norm_bias, const char* op) {
+  if (residual) {
+    check_like(*residual, x, op, "residual");
+    check_rows(*residual, op, "residual", outputs);
+    check(residual->size(0) == x.size(0), op, "rows of residual", *residual, "the rows of x",
+          "the residual of the same rows");
+  }
+  check(norm_weight.has_value() == norm_bias.has_value(), op, "norm_weight and norm_bias",
+        norm_weight ? "norm_weight alone" : "norm_bias alone", "both or neither",
+        "zeros for a missing norm_bias");
+  if (norm_weight) {
+    check_vector(*norm_weight, outputs, x, op, "norm_weight");
+    check_vector(*norm_bias, outputs, x, op, "norm_bias");
+  }
+  return residual ? residual->stride(0) : 0;
+}
+
 }  // namespace filbert
