@@ -17,7 +17,9 @@ GOOD = [*(f"gelu {copy} ok" for copy in EMULATED), "kernel_check: exit 0"]
 def test_every_kernel_has_cases():
     kernels = {f.name.removesuffix("_kernel.cpp") for f in (ROOT / "csrc/cpu").glob("*_kernel.cpp")}
     cases = {f.stem for f in (FOLDER / "cases").glob("*.cpp")}
-    assert kernels == cases, "each kernel needs tests/avx512/cases/<stem>.cpp"
+    assert kernels <= cases, "each kernel needs tests/avx512/cases/<stem>.cpp"
+    stems = {f.stem for f in (ROOT / "csrc/cpu").glob("*.cpp")}
+    assert cases <= stems, "cases of a stem that is gone"
 
 
 @pytest.fixture
