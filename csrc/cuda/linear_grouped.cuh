@@ -290,8 +290,8 @@ class GroupedSums {
 
 // From fragments to results. A warp turns its sums of 16 rows at a time in shared memory, where no
 // operand is left, so that neighbouring lanes write neighbouring outputs, and one rolled loop makes
-// results of them: unrolled over the fragments, it was half a megabyte of code, and three quarters
-// of the time on an H200 went into fetching instructions. Where little follows the product, a short
+// results of them: unrolled over the fragments, it was half a megabyte of code, and on an H200 warps
+// waited for instructions most of all. Where little follows the product, a short
 // way takes a fifth of the instructions.
 template <typename Tiling>
 struct GroupedResults {
