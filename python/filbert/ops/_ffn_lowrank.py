@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._linear_dense import ACTIVATIONS, unpack_dense
-from ._norm_residual import reference_norm_residual
+from ._linear_dense import reference_linear_dense
 from .shared import calling
 from .shared.dtypes import wide_dtype
 from .shared.operator import Operator, register
@@ -108,20 +107,14 @@ def reference_ffn_lowrank(
     eps: float = 0.0,
 ) -> Tensor:
     """Meaning of :func:`filbert.ops.ffn_lowrank`: in float32, or wider, and one rounding."""
-    wide = wide_dtype(x.dtype)
-
-    def product(rows: Tensor, packed: Tensor, width: int, bias: Tensor | None = None) -> Tensor:
-        y = rows @ unpack_dense(packed, width, rows.shape[1]).to(wide).T
-        return y if bias is None else y + bias.to(wide)
-
-    y = product(product(x.to(wide), up_a, up_rank), up_b, inner, up_bias)
-    y = ACTIVATIONS[activation](y)
-    y = product(product(y, down_a, down_rank), down_b, outputs, down_bias)
-    if residual is not None:
-        y = y + residual.to(wide)
-    if norm_weight is None or norm_bias is None:
-        return y.to(x.dtype)
-    return reference_norm_residual(y, None, None, norm_weight, norm_bias, eps).to(x.dtype)
+    y = x.to(wide_dtype(x.dtype))
+    y = reference_linear_dense(y, up_a, up_rank)
+    y = reference_linear_dense(y, up_b, inner, up_bias, activation)
+    y = reference_linear_dense(y, down_a, down_rank)
+    y = reference_linear_dense(
+        y, down_b, outputs, down_bias, "none", residual, norm_weight, norm_bias, eps
+    )
+    return y.to(x.dtype)
 
 
 def _fake_ffn_lowrank(
