@@ -138,6 +138,19 @@ class _Layer:
             note="one scale for all rows",
         )  # fmt: skip
 
+    def onednn_bfloat16(self) -> Contestant:
+        """oneDNN's packed bfloat16 product; rows are turned into bfloat16 and results back."""
+        from filbert.nn.dense.backends import OneDNN
+
+        weight, bias = self.weight.bfloat16(), self.bias.bfloat16()
+        if reason := OneDNN.why_not(weight, torch.bfloat16):
+            raise Unavailable(reason)
+        packed = OneDNN(weight, torch.bfloat16)
+        return Contestant(
+            "oneDNN bfloat16", lambda: packed.product(self.x.bfloat16(), bias, None).float(),
+            self.restored(weight.float()),
+        )  # fmt: skip
+
     def _ends(self) -> list[Any]:
         from onnx import TensorProto, helper
 
@@ -236,6 +249,7 @@ class _Layer:
         if self.dtype == torch.float32 and not self.on_gpu:
             found |= {
                 "oneDNN dynamic int8": self.onednn,
+                "oneDNN bfloat16": self.onednn_bfloat16,
                 "onnxruntime dynamic int8": self.onnxruntime,
                 "onnxruntime MatMulNBits": self.four_bits,
             }
@@ -249,6 +263,8 @@ def work(size: Size, dtype: torch.dtype, who: str) -> Work:
     if "int8" in who or "MatMulNBits" in who or who in OURS or not who:
         kind = "int8"
         bits = OURS[who][0] if who in OURS else 4 if "MatMulNBits" in who else 8
+    elif "bfloat16" in who:
+        kind, bits = kind_of(torch.bfloat16), 16
     rows = size.rows * (size.inputs + size.outputs) * dtype.itemsize
     return Work({kind: operations}, rows + size.inputs * size.outputs * bits // 8)
 
