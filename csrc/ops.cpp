@@ -54,6 +54,21 @@ FILBERT_LIBRARY(m) {
       "str activation='gelu', Tensor? residual=None, Tensor? norm_weight=None, Tensor? "
       "norm_bias=None, float eps=0.0) -> Tensor");
 
+  // x [T,K], factors [R,K] and [N,R] packed as linear_dense's, bias, norm_weight and norm_bias [N],
+  // residual [T,N] -> [T,N]
+  m.def(
+      "linear_lowrank(Tensor x, Tensor a, Tensor b, SymInt rank, SymInt outputs, Tensor? "
+      "bias=None, "
+      "str activation='none', Tensor? residual=None, Tensor? norm_weight=None, Tensor? "
+      "norm_bias=None, float eps=0.0) -> Tensor");
+  // latent [T,L], query, key and value [H,D,R], each head packed as linear_dense's, cu_seqlens
+  // [B+1], bias [3*H*D], key_bias [T]; three ranks, first columns of latent and numbers of groups
+  // -> [T,H,D]
+  m.def(
+      "attn_lowrank(Tensor latent, Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, "
+      "SymInt max_seqlen, int head_dim, int[] ranks, int[] begins, int[] groups, float scale, "
+      "Tensor? bias=None, Tensor? key_bias=None) -> Tensor");
+
   // x [T,K], scale and zero [1] -> codes [T,K] of 8 bits, scale and zero [T]
   m.def(
       "quantize_rows(Tensor x, Tensor? scale=None, Tensor? zero=None) -> (Tensor codes, Tensor "

@@ -151,6 +151,15 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             yield kind
 
 
+@pytest.fixture(params=_load.C.isas() if _load.C else [])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Makes operators that only the CPU has run one instruction set's copy."""
+    before = _load.C.isa()
+    _load.C.select_isa(request.param)
+    yield request.param
+    _load.C.select_isa(before)
+
+
 @pytest.fixture
 def gpu(backend: str, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """Where models for the CUDA kernels go. The host passes for a GPU, and converts as one."""

@@ -14,6 +14,7 @@
 
 #include "cpu/gemm/deal.h"
 #include "cpu/linear_dense_kernel.h"
+#include "cpu/lowrank/factor.h"
 #include "cpu/norm_residual_kernel.h"
 
 namespace filbert {
@@ -26,14 +27,7 @@ constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * t
 // The four products, without what they read and write.
 LinearDenseArgs product(const FfnLowRankArgs& args, const void* weight, int64_t inputs,
                         int64_t outputs) {
-  LinearDenseArgs one{};
-  one.dtype = args.dtype;
-  one.weight_dtype = args.weight_dtype;
-  one.weight = weight;
-  one.x_row = one.inputs = inputs;
-  one.outputs = outputs;
-  one.activation = Activation::kNone;
-  return one;
+  return factor_product(args.dtype, args.weight_dtype, weight, inputs, outputs);
 }
 LinearDenseArgs to_rank(const FfnLowRankArgs& args) {
   LinearDenseArgs one = product(args, args.up.a, args.inputs, args.up.rank);
@@ -125,16 +119,13 @@ void ffn_lowrank_cpu(const FfnLowRankArgs& args) {
     own = std::max(own, kernel.scratch(one, deal.block_rows));
   }
   own = round_up(own, 64);
-  const auto panels = [](const LinearDenseArgs& one) {
-    return (one.outputs + kDensePanel - 1) / kDensePanel;
-  };
   const auto run = [&](int64_t begin, int64_t end, int64_t, int64_t, void* scratch) {
     char* const narrow = static_cast<char*>(scratch) + own;
     char* const wide = narrow + memory.narrow;
     float* const sums = reinterpret_cast<float*>(wide + memory.wide);
     const int64_t count = end - begin;
     const auto all_of = [&](const LinearDenseArgs& one) {
-      kernel.block(one, 0, count, 0, panels(one), scratch);
+      kernel.block(one, 0, count, 0, panels_of(one), scratch);
     };
     LinearDenseArgs one = first;
     one.x = static_cast<const char*>(args.x) + begin * args.x_row * size_of(args.dtype);

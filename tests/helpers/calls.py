@@ -63,6 +63,19 @@ CALLS = {
          "down_a": ops.pack_dense(normal(4, 12)), "down_b": ops.pack_dense(normal(8, 4)),
          "up_rank": 3, "inner": 12, "down_rank": 4, "outputs": 8},
     ),
+    "linear_lowrank": lambda: (
+        ops.linear_lowrank,
+        {"x": normal(5, 8), "bias": normal(8), "residual": normal(5, 8),
+         "norm_weight": normal(8), "norm_bias": normal(8)},
+        {"a": ops.pack_dense(normal(3, 8)), "b": ops.pack_dense(normal(8, 3)), "rank": 3,
+         "outputs": 8},
+    ),
+    "attn_lowrank": lambda: (
+        ops.attn_lowrank,
+        {"latent": normal(5, 3), "bias": normal(48), "key_bias": normal(5)},
+        {**dict.fromkeys(("query", "key", "value"), ops.pack_heads(normal(16, 3), 2)),
+         "cu_seqlens": CU, "max_seqlen": 3, "head_dim": 8, "ranks": [3, 3, 3], "scale": 1.0},
+    ),
     "linear_binary": lambda: (
         ops.linear_binary,
         {"alpha": normal(8), "bias": normal(8), "scale": normal(5), "residual": normal(5, 8),

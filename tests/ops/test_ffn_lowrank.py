@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cases import normal
-from filbert import _load, explain, ffn_lowrank, linear_dense, pack_dense
+from filbert import explain, ffn_lowrank, linear_dense, pack_dense
 from filbert.ops._ffn_lowrank import reference_ffn_lowrank
 from tolerances import assert_close_to_native, assert_exact
 
@@ -30,14 +30,6 @@ RANKS = [
     (1, 1, 1), (15, 100, 16), (16, 128, 17), (17, 129, 15), (257, 300, 31), (31, 513, 257),
     (496, 40, 512),
 ]  # fmt: skip
-
-
-@pytest.fixture(params=_load.C.isas() if _load.C else [])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _load.C.isa()
-    _load.C.select_isa(request.param)
-    yield request.param
-    _load.C.select_isa(before)
 
 
 @pytest.fixture

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cases import normal
-from filbert import _load, explain, linear_dense, pack_dense, unpack_dense
+from filbert import explain, linear_dense, pack_dense, unpack_dense
 from filbert.ops._linear_dense import reference_linear_dense
 from filbert.ops.shared import calling
 from machine_code import needs_machine_code, stack_moves
@@ -31,15 +29,6 @@ ACTIVATIONS = {
     "relu": torch.relu,
     "silu": F.silu,
 }
-
-
-@pytest.fixture(params=_load.C.isas() if _load.C else [])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _load.C.isa()
-    _load.C.select_isa(request.param)
-    assert _load.C.isa() == request.param
-    yield request.param
-    _load.C.select_isa(before)
 
 
 def weight_of(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ has the stem's name.
 
 from .. import _load
 from ._attn_binary import attn_binary, softmax_table
+from ._attn_lowrank import attn_lowrank, pack_heads
 from ._attn_tiles import attn_tiles
 from ._attn_varlen import attn_varlen, head_dims
 from ._bias_gelu import bias_gelu_
@@ -31,6 +32,7 @@ from ._linear_grouped import (
     pack_groups,
     unpack_grouped,
 )
+from ._linear_lowrank import linear_lowrank
 from ._norm_residual import norm_residual, norm_residual_, norm_residual_codes
 from ._pack_bits import pack_bits, pack_codes
 from ._quantize_rows import quantize_rows
@@ -41,6 +43,7 @@ __all__ = [
     "GROUP_SIZES",
     "PANEL",
     "attn_binary",
+    "attn_lowrank",
     "attn_tiles",
     "attn_varlen",
     "bias_gelu_",
@@ -55,6 +58,7 @@ __all__ = [
     "linear_dense",
     "linear_grouped",
     "linear_grouped_codes",
+    "linear_lowrank",
     "norm_residual",
     "norm_residual_",
     "norm_residual_codes",
@@ -63,6 +67,7 @@ __all__ = [
     "pack_dense",
     "pack_grouped",
     "pack_groups",
+    "pack_heads",
     "pack_table",
     "quantize_rows",
     "softmax_table",

@@ -4,54 +4,13 @@
 
 #include <cmath>
 
+#include "factor.h"
 #include "suite.h"
 
 namespace kernel_check {
 namespace {
 
 using filbert::Activation;
-
-// A factor [N, K] packed as linear_dense's, and its numbers.
-struct Factor {
-  const int64_t outputs, inputs, steps;
-  std::vector<double> dense;
-  Floats packed;
-
-  static int64_t packed_steps(DType dtype, int64_t inputs) {
-    return dtype == DType::kBFloat16 ? (inputs + 1) / 2 * 2 : inputs;
-  }
-
-  Factor(DType dtype, int64_t outputs, int64_t inputs, Random& random)
-      : outputs(outputs),
-        inputs(inputs),
-        steps(packed_steps(dtype, inputs)),
-        dense(outputs * inputs),
-        packed(dtype, (outputs + 15) / 16 * steps * 16) {
-    packed.fill([&](int64_t at) {
-      const int64_t panel = at / (steps * 16), inside = at % (steps * 16);
-      const bool pairs = dtype == DType::kBFloat16;
-      const int64_t k = pairs ? inside / 32 * 2 + inside % 2 : inside / 16;
-      const int64_t n = panel * 16 + (pairs ? inside % 32 / 2 : inside % 16);
-      return n < outputs && k < inputs ? random.normal() / std::sqrt(inputs) : 0.0;
-    });
-    for (int64_t n = 0; n < outputs; ++n) {
-      for (int64_t k = 0; k < inputs; ++k) {
-        const int64_t panel = n / 16 * steps * 16, side = n % 16;
-        const int64_t at = dtype == DType::kBFloat16 ? panel + k / 2 * 32 + side * 2 + k % 2
-                                                     : panel + k * 16 + side;
-        dense[n * inputs + k] = packed.at(at);
-      }
-    }
-  }
-
-  std::vector<double> times(const std::vector<double>& row) const {
-    std::vector<double> made(outputs);
-    for (int64_t n = 0; n < outputs; ++n) {
-      for (int64_t k = 0; k < inputs; ++k) made[n] += row[k] * dense[n * inputs + k];
-    }
-    return made;
-  }
-};
 
 struct Shape {
   DType dtype, weight;
@@ -89,12 +48,12 @@ void run(Suite& suite, const Shape& s) {
   for (int64_t r = 0; r < s.rows; ++r) {
     std::vector<double> row(s.inputs);
     for (int64_t k = 0; k < s.inputs; ++k) row[k] = x.at(r * s.inputs + k);
-    std::vector<double> wide = b.times(a.times(row));
+    std::vector<double> wide = b.times(a.times(row.data()).data());
     for (int64_t n = 0; n < s.inner; ++n) {
       const double v = wide[n] + up_bias.at(n);
       wide[n] = 0.5 * v * std::erfc(-v * std::sqrt(0.5));
     }
-    std::vector<double> made = d.times(c.times(wide));
+    std::vector<double> made = d.times(c.times(wide.data()).data());
     double mean = 0, variance = 0;
     for (int64_t n = 0; n < s.outputs; ++n) {
       made[n] += down_bias.at(n) + residual.at(r * s.outputs + n);

@@ -1,0 +1,128 @@
+"""`linear_lowrank`: a product with a weight of two thin factors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ._linear_dense import reference_linear_dense
+from .shared import calling
+from .shared.dtypes import wide_dtype
+from .shared.operator import Operator, register
+
+
+def linear_lowrank(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    rank: int,
+    outputs: int,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """``act(x @ (B A).T + bias) + residual``, and LayerNorm of that, on a CPU.
+
+    A block of rows goes through both products before the next one, so that what is as wide as the
+    rank stays in the cache. A row's result is to the bit that of two calls of
+    :func:`filbert.linear_dense`, and so the same in any batch.
+
+    Args:
+        x: ``[T, K]`` rows, float32 or bfloat16; any row stride.
+        a: :func:`pack_dense` of A ``[R, K]``; dtypes as :func:`filbert.linear_dense` takes them.
+        b: of B ``[N, R]``, in the dtype of ``a``.
+        rank: R, any from 1 on.
+        outputs: N.
+        bias: ``[N]`` in the dtype of ``x``, or None.
+        activation: ``"none"``, ``"gelu"`` (erf), ``"gelu_tanh"``, ``"relu"`` or ``"silu"``.
+        residual: ``[T, N]`` in the dtype of ``x``, added after the activation, or None.
+        norm_weight: ``[N]`` in the dtype of ``x``: LayerNorm follows, with ``norm_bias``.
+        norm_bias: ``[N]``, with ``norm_weight``.
+        eps: of the LayerNorm.
+
+    Returns:
+        ``[T, N]`` in the dtype of ``x``. Sums are float32; with bfloat16 rows what the first
+        product gives is rounded to bfloat16.
+
+    Raises:
+        RuntimeError: shapes, dtypes or factors that do not fit, or CUDA tensors.
+
+    Paper: FlashSVD, arXiv 2508.01506.
+    """
+    if x.is_cuda:
+        raise RuntimeError(
+            f"linear_lowrank: device; got {x.device}; need cpu; try torch.nn.functional.linear for "
+            "each factor there"
+        )
+    run: Any = reference_linear_lowrank
+    if calling.compiled("linear_lowrank", x):
+        run = calling.kernels().linear_lowrank
+    else:
+        calling.one_device(
+            "linear_lowrank", x, a=a, b=b, bias=bias, residual=residual, norm_weight=norm_weight,
+            norm_bias=norm_bias,
+        )  # fmt: skip
+    result: Tensor = run(
+        x, a, b, rank, outputs, bias, activation, residual, norm_weight, norm_bias, eps
+    )
+    return result
+
+
+def reference_linear_lowrank(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    rank: int,
+    outputs: int,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """Meaning of :func:`filbert.ops.linear_lowrank`: in float32, or wider, and one rounding."""
+    narrow = reference_linear_dense(x.to(wide_dtype(x.dtype)), a, rank)
+    return reference_linear_dense(
+        narrow, b, outputs, bias, activation, residual, norm_weight, norm_bias, eps
+    ).to(x.dtype)
+
+
+def _fake_linear_lowrank(
+    x, a, b, rank, outputs, bias=None, activation="none", residual=None, norm_weight=None,
+    norm_bias=None, eps=0.0,
+):  # fmt: skip
+    calling.one_device(
+        "linear_lowrank", x, a=a, b=b, bias=bias, residual=residual, norm_weight=norm_weight,
+        norm_bias=norm_bias,
+    )  # fmt: skip
+    return x.new_empty((x.shape[0], outputs))
+
+
+def _explain_linear_lowrank(
+    x: Tensor, a: Tensor, b: Tensor, rank: int, outputs: int, *_: Any, **__: Any
+) -> dict[str, Any]:
+    rows, inputs = x.shape
+    held = sum(t.numel() * t.element_size() for t in (a, b))
+    pair, dense = rank * (inputs + outputs), inputs * outputs
+    return {
+        "work": f"{2 * rows * pair:,} floating-point operations, dense {2 * rows * dense:,}",
+        "memory": f"{held + rows * (inputs + outputs) * x.element_size():,} bytes read and written",
+        "factors": f"{a.dtype}, {pair:,} numbers, dense {dense:,}",
+    }
+
+
+register(
+    Operator(
+        "linear_lowrank",
+        "linear layer of two low-rank factors",
+        fake=_fake_linear_lowrank,
+        reference=reference_linear_lowrank,
+        explain=_explain_linear_lowrank,
+        devices=("cpu",),
+    )
+)
