@@ -8,9 +8,10 @@ namespace filbert {
 // What makes one of query, key and value of all heads from latents. Head h reads `rank` columns of
 // them, from begin + h / (H / groups) * rank on: with one group all heads read the same.
 struct HeadFactors {
-  const void* weight;  // [H, D, R], each head's [D, R] packed as linear_dense's
+  const void* weight;  // [H, D, held], each head's [D, held] packed as linear_dense's
   const void* bias;    // [H, D] or null
   int64_t begin, rank, groups;
+  int64_t held;  // R, or more: the first R inner steps are used
 };
 
 // Packed variable-length attention of a sequence over itself, from latents in the place of query,

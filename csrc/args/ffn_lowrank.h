@@ -11,6 +11,7 @@ struct LowRankFactors {
   const void* b;     // of [N, R]
   const void* bias;  // [N] or null
   int64_t rank;      // R
+  int64_t held;      // the rank that they were packed with: R, or more, and the first R are used
 };
 
 // out = LayerNorm(act(x W_up^T + bias) W_down^T + bias + residual). Without norm_weight there is no

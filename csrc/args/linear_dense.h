@@ -24,6 +24,7 @@ struct LinearDenseArgs {
   int64_t residual_row;     // stride of residual
   int64_t rows;             // T
   int64_t inputs;           // K
+  int64_t weight_inputs;    // of the packed weight: K, or more, and the first K are used
   int64_t outputs;          // N
   Activation activation;
   float eps;

@@ -39,11 +39,11 @@ struct Rebuild {
   LinearDenseArgs product(int index, int64_t head) const {
     const HeadFactors& of = side(index);
     const int64_t panels = round_up(args.dim, kDensePanel);
-    const int64_t steps = args.weight_dtype == DType::kBFloat16 ? round_up(of.rank, 2) : of.rank;
-    const int64_t head_bytes = panels * steps * size_of(args.weight_dtype);
-    LinearDenseArgs one =
-        factor_product(args.dtype, args.weight_dtype,
-                       static_cast<const char*>(of.weight) + head * head_bytes, of.rank, args.dim);
+    const int64_t head_bytes =
+        panels * packed_steps(args.weight_dtype, of.held) * size_of(args.weight_dtype);
+    LinearDenseArgs one = factor_product(args.dtype, args.weight_dtype,
+                                         static_cast<const char*>(of.weight) + head * head_bytes,
+                                         of.rank, of.held, args.dim);
     const int64_t column = of.begin + head / (args.heads / of.groups) * of.rank;
     one.x = static_cast<const char*>(args.latent) + column * size_of(args.dtype);
     one.x_row = args.latent_row;

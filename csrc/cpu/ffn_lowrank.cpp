@@ -26,26 +26,26 @@ constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * t
 
 // The four products, without what they read and write.
 LinearDenseArgs product(const FfnLowRankArgs& args, const void* weight, int64_t inputs,
-                        int64_t outputs) {
-  return factor_product(args.dtype, args.weight_dtype, weight, inputs, outputs);
+                        int64_t held, int64_t outputs) {
+  return factor_product(args.dtype, args.weight_dtype, weight, inputs, held, outputs);
 }
 LinearDenseArgs to_rank(const FfnLowRankArgs& args) {
-  LinearDenseArgs one = product(args, args.up.a, args.inputs, args.up.rank);
+  LinearDenseArgs one = product(args, args.up.a, args.inputs, args.inputs, args.up.rank);
   one.x = args.x;
   one.x_row = args.x_row;
   return one;
 }
 LinearDenseArgs to_inner(const FfnLowRankArgs& args) {
-  LinearDenseArgs one = product(args, args.up.b, args.up.rank, args.inner);
+  LinearDenseArgs one = product(args, args.up.b, args.up.rank, args.up.held, args.inner);
   one.bias = args.up.bias;
   one.activation = args.activation;
   return one;
 }
 LinearDenseArgs from_inner(const FfnLowRankArgs& args) {
-  return product(args, args.down.a, args.inner, args.down.rank);
+  return product(args, args.down.a, args.inner, args.inner, args.down.rank);
 }
 LinearDenseArgs from_rank(const FfnLowRankArgs& args) {
-  LinearDenseArgs one = product(args, args.down.b, args.down.rank, args.outputs);
+  LinearDenseArgs one = product(args, args.down.b, args.down.rank, args.down.held, args.outputs);
   one.bias = args.down.bias;
   one.residual = args.residual;
   one.residual_row = args.residual_row;
@@ -58,7 +58,7 @@ LinearDenseArgs from_rank(const FfnLowRankArgs& args) {
 
 // Columns [begin, begin + count) of the inner width, of a weight that makes them.
 LinearDenseArgs columns_of(LinearDenseArgs one, int64_t begin, int64_t count) {
-  const int64_t steps = one.weight_dtype == DType::kBFloat16 ? round_up(one.inputs, 2) : one.inputs;
+  const int64_t steps = packed_steps(one.weight_dtype, one.weight_inputs);
   one.weight = static_cast<const char*>(one.weight) + begin * steps * size_of(one.weight_dtype);
   if (one.bias) one.bias = static_cast<const char*>(one.bias) + begin * size_of(one.dtype);
   one.outputs = count;
@@ -139,7 +139,7 @@ void ffn_lowrank_cpu(const FfnLowRankArgs& args) {
       all_of(one);
       one = steps_of(from_inner(args), column, taken);
       one.x = wide;
-      kernel.add(one, count, args.inner, column == 0, sums, scratch);
+      kernel.add(one, count, column == 0, sums, scratch);
     }
     one = from_inner(args);
     one.out = narrow;

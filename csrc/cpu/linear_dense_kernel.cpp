@@ -137,7 +137,7 @@ struct Block {
 
   static int64_t steps_of(int64_t inner) { return (inner + kStep - 1) / kStep; }
   static int64_t stored_panel(const LinearDenseArgs& args) {
-    return (args.inputs + kPerStored - 1) / kPerStored * kPanelCols;
+    return (args.weight_inputs + kPerStored - 1) / kPerStored * kPanelCols;
   }
 
   // Rows can be read where they lie, if they hold the elements of a step and do not share the sets
@@ -402,14 +402,9 @@ void run_block(const LinearDenseArgs& args, int64_t row_begin, int64_t row_end, 
              [&](auto& block) { block.run(row_begin, row_end, panel_begin, panel_end); });
 }
 
-void add(const LinearDenseArgs& args, int64_t rows, int64_t inputs, bool begin, float* sums,
-         void* scratch) {
-  with_block(args, rows, scratch, [&](auto& block) {
-    LinearDenseArgs whole = args;
-    whole.inputs = inputs;
-    block.stored = block.stored_panel(whole);
-    block.add(rows, begin ? Into::kSet : Into::kAdd, sums);
-  });
+void add(const LinearDenseArgs& args, int64_t rows, bool begin, float* sums, void* scratch) {
+  with_block(args, rows, scratch,
+             [&](auto& block) { block.add(rows, begin ? Into::kSet : Into::kAdd, sums); });
 }
 
 void store_sums(const LinearDenseArgs& args, int64_t rows, const float* sums) {

@@ -13,11 +13,10 @@ struct LinearDenseKernel {
   void (*block)(const LinearDenseArgs& args, int64_t row_begin, int64_t row_end,
                 int64_t panel_begin, int64_t panel_end, void* scratch);
   // A product by parts, one call for each block_steps of the inner steps, from the first on. args
-  // have a part: its inputs, x with these alone, and the weight from there on. inputs: of the whole
-  // weight. begin: the sums become those of this part, else it is added. sums: [rows, N rounded up
-  // to panels], in an order of the kernel's own.
-  void (*add)(const LinearDenseArgs& args, int64_t rows, int64_t inputs, bool begin, float* sums,
-              void* scratch);
+  // have a part: its inputs, x with these alone, and the weight from there on. begin: the sums
+  // become those of this part, else it is added. sums: [rows, N rounded up to panels], in an order
+  // of the kernel's own.
+  void (*add)(const LinearDenseArgs& args, int64_t rows, bool begin, float* sums, void* scratch);
   // What became of them: rows of act(sums + bias), to out.
   void (*store)(const LinearDenseArgs& args, int64_t rows, const float* sums);
 };

@@ -14,8 +14,8 @@ namespace {
 constexpr int64_t kMostRows = 96;  // of a block
 
 LinearDenseArgs to_rank(const LinearLowRankArgs& args) {
-  LinearDenseArgs one =
-      factor_product(args.dtype, args.weight_dtype, args.factors.a, args.inputs, args.factors.rank);
+  LinearDenseArgs one = factor_product(args.dtype, args.weight_dtype, args.factors.a, args.inputs,
+                                       args.inputs, args.factors.rank);
   one.x = args.x;
   one.x_row = args.x_row;
   one.rows = args.rows;
@@ -23,7 +23,7 @@ LinearDenseArgs to_rank(const LinearLowRankArgs& args) {
 }
 LinearDenseArgs from_rank(const LinearLowRankArgs& args) {
   LinearDenseArgs one = factor_product(args.dtype, args.weight_dtype, args.factors.b,
-                                       args.factors.rank, args.outputs);
+                                       args.factors.rank, args.factors.held, args.outputs);
   one.bias = args.factors.bias;
   one.residual = args.residual;
   one.residual_row = args.residual_row;

@@ -199,6 +199,18 @@ def test_hidden_keys_and_rows_without_a_sequence(threads):
     assert_close_to_native(ours[70:100], native, kept)
 
 
+@pairs
+@pytest.mark.parametrize("rank", [1, 16, 19])
+def test_a_smaller_rank_is_the_first_of_the_factors(isa, threads, rows, weights, rank):
+    given = Case(*CASES["joint"], rows, weights)
+    latent, cu = given.latent(90, rows)[:, :rank], offsets([40, 50])
+    arguments = given.arguments() | {"ranks": [rank] * 3}
+    ours = attn_lowrank(latent, cu_seqlens=cu, max_seqlen=50, **arguments)
+    for name, side in zip(("query", "key", "value"), given.sides, strict=True):
+        arguments[name] = pack_heads(side.factor[:, :rank], 4)
+    assert_exact(ours, attn_lowrank(latent, cu_seqlens=cu, max_seqlen=50, **arguments))
+
+
 def test_latents_with_strides():
     given = Case(*CASES["groups"], torch.float32, torch.float32)
     buffer = normal(240, given.width + 9)

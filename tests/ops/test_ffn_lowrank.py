@@ -131,6 +131,23 @@ def test_a_row_has_the_same_bits_in_any_batch(isa, threads, dtype):
             assert_exact(ffn_lowrank(x[begin:end], *packed, **some), expected[begin:end])
 
 
+@pairs
+@pytest.mark.parametrize(("rank", "other"), [(1, 24), (16, 17), (40, 5)])
+@pytest.mark.parametrize("count", [5, 200])
+def test_smaller_ranks_are_the_first_of_the_factors(isa, rows, weights, rank, other, count):
+    given = Factors(40, 260, 24, 50, 30, rows, weights)
+    x = normal(count, 50, dtype=rows)
+    a, b, c, d = given.factors
+    small = (a[:rank], b[:, :rank], c[:other], d[:, :other])
+    pa, pb, pc, pd = map(pack_dense, small)
+    sizes = (rank, 260, other, 30)
+    cut = (pa, pb, given.up_bias, pc, pd, given.down_bias, *sizes)
+    whole = (*given.packed()[:6], *sizes)
+    assert_exact(ffn_lowrank(x, *whole), ffn_lowrank(x, *cut))
+    wide = x.double()
+    assert_exact(reference_ffn_lowrank(wide, *whole), reference_ffn_lowrank(wide, *cut))
+
+
 def test_rows_with_strides_and_values_that_are_no_numbers():
     given = Factors(18, 140, 20, 40, 24, torch.float32, torch.float32)
     buffer = normal(260, 50)

@@ -84,6 +84,20 @@ def test_a_row_has_the_same_bits_in_any_batch(isa):
         torch.set_num_threads(before)
 
 
+@pairs
+@pytest.mark.parametrize("rank", [1, 16, 17, 30, 33])
+@pytest.mark.parametrize("count", [5, 200])
+def test_a_smaller_rank_is_the_first_of_the_factors(isa, rows, weights, rank, count):
+    a, b = factors(70, 33, 40, weights)
+    x = normal(count, 70, dtype=rows)
+    cut = pack_dense(a[:rank]), pack_dense(b[:, :rank])
+    whole = pack_dense(a), pack_dense(b)
+    expected = linear_lowrank(x, *cut, rank, 40)
+    assert_exact(linear_lowrank(x, *whole, rank, 40), expected)
+    meant = reference_linear_lowrank(x.double(), *whole, rank, 40)
+    assert_exact(meant, reference_linear_lowrank(x.double(), *cut, rank, 40))
+
+
 def test_a_row_that_is_no_number_stays_alone():
     a, b = map(pack_dense, factors(64, 16, 48, torch.float32))
     x = normal(130, 64)

@@ -26,10 +26,9 @@ void check_side(const Tensor& weight, const AttnLowRankArgs& args, int64_t width
   check(inside, kOp, of("first column").c_str(), side.begin,
         "groups * rank columns of latent from there on", "the width of what comes before it");
   const bool pairs = args.weight_dtype == DType::kBFloat16;
-  const int64_t steps = pairs ? (side.rank + 1) / 2 : side.rank;
   bool ok = weight.dim() == (pairs ? 5 : 4) && weight.size(0) == args.heads &&
             weight.size(1) == (args.dim + kDensePanel - 1) / kDensePanel &&
-            weight.size(2) == steps && weight.size(3) == kDensePanel && weight.is_contiguous();
+            side.held >= side.rank && weight.size(3) == kDensePanel && weight.is_contiguous();
   if (pairs) ok = ok && weight.size(4) == 2;
   check(ok, kOp, name, weight, "pack_heads of the [H * D, R] factor", "pack_heads(factor, heads)");
 }
@@ -64,6 +63,8 @@ Tensor attn_lowrank(Tensor latent, Tensor query, Tensor key, Tensor value, Tenso
     sides[s]->rank = ranks[s];
     sides[s]->begin = begins[s];
     sides[s]->groups = groups[s];
+    const int64_t pair = args.weight_dtype == DType::kBFloat16 ? 2 : 1;
+    sides[s]->held = weights[s]->dim() >= 3 ? weights[s]->size(2) * pair : 0;
     check_side(*weights[s], args, latent.size(1), *sides[s], kSides[s]);
   }
   check_offset_tensor(kOp, cu_seqlens, latent, "cu_seqlens");

@@ -36,14 +36,16 @@ Tensor ffn_lowrank(Tensor x, Tensor up_a, Tensor up_b, std::optional<Tensor> up_
   args.up.rank = up_rank;
   args.down.rank = down_rank;
   args.weight_dtype = packed_dtype(up_a, args.dtype, kOp, "up_a");
+  args.up.held = held_rank(up_b, args.weight_dtype, up_rank);
+  args.down.held = held_rank(down_b, args.weight_dtype, down_rank);
   const struct {
     const Tensor& weight;
     const char* name;
     int64_t inputs, outputs;
-  } factors[] = {{up_a, "up_a", args.inputs, up_rank},
-                 {up_b, "up_b", up_rank, inner},
-                 {down_a, "down_a", inner, down_rank},
-                 {down_b, "down_b", down_rank, outputs}};
+  } factors[] = {{up_a, "up_a", args.inputs, args.up.held},
+                 {up_b, "up_b", args.up.held, inner},
+                 {down_a, "down_a", inner, args.down.held},
+                 {down_b, "down_b", args.down.held, outputs}};
   for (const auto& factor : factors) {
     check_same_device(factor.weight, x, kOp, factor.name);
     check(factor.weight.scalar_type() == up_a.scalar_type(), kOp,

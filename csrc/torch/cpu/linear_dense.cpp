@@ -24,7 +24,7 @@ Tensor linear_dense(Tensor x, Tensor weight, int64_t outputs, std::optional<Tens
   args.weight_dtype = packed_dtype(weight, args.dtype, kOp, "weight");
   check(outputs >= 0, kOp, "outputs", outputs, "0 or more", "the N of the [N, K] weight");
   args.rows = x.size(0);
-  args.inputs = x.size(1);
+  args.inputs = args.weight_inputs = x.size(1);
   args.outputs = outputs;
   check_packed(weight, args.weight_dtype, args.inputs, outputs, kOp, "weight");
   if (bias) check_vector(*bias, outputs, x, kOp, "bias");

@@ -28,9 +28,10 @@ Tensor linear_lowrank(Tensor x, Tensor a, Tensor b, int64_t rank, int64_t output
   args.factors.rank = rank;
   args.weight_dtype = packed_dtype(a, args.dtype, kOp, "a");
   check_same_device(a, x, kOp, "a");
-  check_packed(a, args.weight_dtype, args.inputs, rank, kOp, "a");
+  args.factors.held = held_rank(b, args.weight_dtype, rank);
+  check_packed(a, args.weight_dtype, args.inputs, args.factors.held, kOp, "a");
   check_like(b, a, kOp, "b");
-  check_packed(b, args.weight_dtype, rank, outputs, kOp, "b");
+  check_packed(b, args.weight_dtype, args.factors.held, outputs, kOp, "b");
   if (bias) check_vector(*bias, outputs, x, kOp, "bias");
   args.activation = activation_of(activation, kOp);
   args.residual_row = check_follows(x, outputs, residual, norm_weight, norm_bias, kOp);

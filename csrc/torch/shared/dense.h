@@ -37,6 +37,13 @@ inline void check_packed(const Tensor& weight, DType dtype, int64_t inputs, int6
   check(false, op, name, weight, need.str().c_str(), "pack_dense of the [N, K] weight");
 }
 
+// The rank that a second factor [N, R] was packed with, at least `rank`. Of an odd rank in bfloat16
+// it is one more: the last pair's other half is zero.
+inline int64_t held_rank(const Tensor& b, DType dtype, int64_t rank) {
+  const int64_t held = b.dim() >= 2 ? b.size(1) * (dtype == DType::kBFloat16 ? 2 : 1) : 0;
+  return held > rank ? held : rank;
+}
+
 // Rows of `width` values, or of any if it is negative.
 inline void check_rows(const Tensor& t, const char* op, const char* name, int64_t width) {
   const bool ok =

@@ -73,7 +73,8 @@ def attn_lowrank(
             rows past its end is 0.
         max_seqlen: length of the longest sequence; a hint, results never depend on it.
         head_dim: D, 1 to 256.
-        ranks: R of query, key and value, each any from 1 on.
+        ranks: R of query, key and value, each any from 1 to that of its factors, of which the first
+            columns are used.
         scale: factor on ``q·k``, usually ``D ** -0.5``.
         begins: the first columns of each in ``latent``.
         groups: of each, a divisor of H.
@@ -133,7 +134,8 @@ def reference_attn_lowrank(
         of_heads = []
         for head in range(heads):
             column = begin + head // (heads // count) * rank
-            factor = unpack_dense(packed[head], head_dim, rank).to(wide.dtype)
+            held = packed.shape[2] * (2 if packed.dtype == torch.bfloat16 else 1)
+            factor = unpack_dense(packed[head], head_dim, held)[:, :rank].to(wide.dtype)
             of_heads.append(wide[:, column : column + rank] @ factor.T)
         side = torch.stack(of_heads, 1)
         made.append(side if add is None else side + add)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ._linear_dense import reference_linear_dense
+from ._linear_lowrank import cut_factors
 from .shared import calling
 from .shared.dtypes import wide_dtype
 from .shared.operator import Operator, register
@@ -38,6 +39,8 @@ def ffn_lowrank(
     Nothing is computed twice. A row's result is to the bit that of four calls of
     :func:`filbert.linear_dense`, and so the same in any batch.
 
+    Ranks may be less than the factors were packed with, as for :func:`filbert.linear_lowrank`.
+
     Args:
         x: ``[T, K]`` rows, float32 or bfloat16; any row stride.
         up_a: :func:`pack_dense` of A1 ``[R, K]``. All factors have one dtype, as
@@ -47,9 +50,9 @@ def ffn_lowrank(
         down_a: of A2 ``[S, I]``.
         down_b: of B2 ``[N, S]``.
         down_bias: ``[N]`` in the dtype of ``x``, or None.
-        up_rank: R, any from 1 on.
+        up_rank: R, any from 1 to that of the factors.
         inner: I.
-        down_rank: S, any from 1 on.
+        down_rank: S, likewise.
         outputs: N.
         activation: ``"none"``, ``"gelu"`` (erf), ``"gelu_tanh"``, ``"relu"`` or ``"silu"``.
         residual: ``[T, N]`` in the dtype of ``x``, added last, or None.
@@ -108,6 +111,8 @@ def reference_ffn_lowrank(
 ) -> Tensor:
     """Meaning of :func:`filbert.ops.ffn_lowrank`: in float32, or wider, and one rounding."""
     y = x.to(wide_dtype(x.dtype))
+    up_a, up_b = cut_factors(up_a, up_b, up_rank, x.shape[1], inner)
+    down_a, down_b = cut_factors(down_a, down_b, down_rank, inner, outputs)
     y = reference_linear_dense(y, up_a, up_rank)
     y = reference_linear_dense(y, up_b, inner, up_bias, activation)
     y = reference_linear_dense(y, down_a, down_rank)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ._linear_dense import reference_linear_dense
+from ._linear_dense import pack_dense, reference_linear_dense, unpack_dense
 from .shared import calling
 from .shared.dtypes import wide_dtype
 from .shared.operator import Operator, register
@@ -31,11 +32,14 @@ def linear_lowrank(
     rank stays in the cache. A row's result is to the bit that of two calls of
     :func:`filbert.linear_dense`, and so the same in any batch.
 
+    ``rank`` may be less than the factors were packed with: the first of A's rows and of B's columns
+    are used, which are the best ones where :func:`filbert.factorize` made them.
+
     Args:
         x: ``[T, K]`` rows, float32 or bfloat16; any row stride.
         a: :func:`pack_dense` of A ``[R, K]``; dtypes as :func:`filbert.linear_dense` takes them.
         b: of B ``[N, R]``, in the dtype of ``a``.
-        rank: R, any from 1 on.
+        rank: R, any from 1 to that of the factors.
         outputs: N.
         bias: ``[N]`` in the dtype of ``x``, or None.
         activation: ``"none"``, ``"gelu"`` (erf), ``"gelu_tanh"``, ``"relu"`` or ``"silu"``.
@@ -86,10 +90,22 @@ def reference_linear_lowrank(
     eps: float = 0.0,
 ) -> Tensor:
     """Meaning of :func:`filbert.ops.linear_lowrank`: in float32, or wider, and one rounding."""
+    a, b = cut_factors(a, b, rank, x.shape[1], outputs)
     narrow = reference_linear_dense(x.to(wide_dtype(x.dtype)), a, rank)
     return reference_linear_dense(
         narrow, b, outputs, bias, activation, residual, norm_weight, norm_bias, eps
     ).to(x.dtype)
+
+
+def cut_factors(
+    a: Tensor, b: Tensor, rank: int, inputs: int, outputs: int
+) -> tuple[Tensor, Tensor]:
+    """Packed factors of ``[outputs, inputs]``, of what they are the first ``rank`` of."""
+    held = b.shape[1] * (2 if b.dtype == torch.bfloat16 else 1)
+    if held <= rank:
+        return a, b
+    first = unpack_dense(a, held, inputs)[:rank]
+    return pack_dense(first), pack_dense(unpack_dense(b, outputs, held)[:, :rank])
 
 
 def _fake_linear_lowrank(

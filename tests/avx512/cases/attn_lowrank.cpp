@@ -57,7 +57,10 @@ void run(Suite& suite, const Shape& s) {
   for (int i = 0; i < 3; ++i) {
     *sides[i] = {factors[i].packed.data(),
                  static_cast<const char*>(bias.data()) + i * columns * filbert::size_of(s.dtype),
-                 s.sides[i].begin, s.sides[i].rank, s.sides[i].groups};
+                 s.sides[i].begin,
+                 s.sides[i].rank,
+                 s.sides[i].groups,
+                 s.sides[i].rank};
   }
   args.cu = cu.data();
   args.out = out.data();

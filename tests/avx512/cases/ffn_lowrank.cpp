@@ -32,8 +32,8 @@ void run(Suite& suite, const Shape& s) {
   args.dtype = s.dtype;
   args.weight_dtype = s.weight;
   args.x = x.data();
-  args.up = {a.packed.data(), b.packed.data(), up_bias.data(), s.rank};
-  args.down = {c.packed.data(), d.packed.data(), down_bias.data(), s.other};
+  args.up = {a.packed.data(), b.packed.data(), up_bias.data(), s.rank, s.rank};
+  args.down = {c.packed.data(), d.packed.data(), down_bias.data(), s.other, s.other};
   args.residual = residual.data();
   args.norm_weight = s.norm ? gamma.data() : nullptr;
   args.norm_bias = s.norm ? beta.data() : nullptr;

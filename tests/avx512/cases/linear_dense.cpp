@@ -108,7 +108,7 @@ struct Problem {
     args.x_row = s.inputs + s.gap;
     args.residual_row = s.outputs;
     args.rows = s.rows;
-    args.inputs = s.inputs;
+    args.inputs = args.weight_inputs = s.inputs;
     args.outputs = s.outputs;
     args.activation = s.activation;
     args.eps = 1e-5f;

@@ -20,7 +20,7 @@ void run(Suite& suite, DType dtype, DType weight, int64_t rows, int64_t inputs, 
   args.dtype = dtype;
   args.weight_dtype = weight;
   args.x = x.data();
-  args.factors = {a.packed.data(), b.packed.data(), bias.data(), rank};
+  args.factors = {a.packed.data(), b.packed.data(), bias.data(), rank, rank};
   args.residual = residual.data();
   args.out = out.data();
   args.x_row = args.inputs = inputs;
