@@ -47,7 +47,7 @@ from .plan import EncoderPlan, LayerPlan, PackedEncoderConfig
 
 if TYPE_CHECKING:
     from .compress.binarize.conversion import binarize
-    from .compress.lowrank import factorization_report, factorize
+    from .compress.lowrank import factorization_report, factorize, use_rank
     from .compress.quantize import (
         import_quantized,
         load_quantized,
@@ -107,6 +107,7 @@ __all__ = [
     "save_quantized",
     "softmax_table",
     "unpack_dense",
+    "use_rank",
 ]
 
 
@@ -120,6 +121,7 @@ _LATER = {
     "quantization_report": ".compress.quantize",
     "quantize": ".compress.quantize",
     "save_quantized": ".compress.quantize",
+    "use_rank": ".compress.lowrank",
 }
 
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import copy
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from cases import normal
-from filbert.nn import Factors, FeedForwardLowRank, LinearLowRank, RowNorm
-from filbert.nn.kinds import feed_forward_from_config, linear_from_config
+from filbert.nn import Factors, FeedForwardLowRank, LinearLowRank, LowRankAttention, RowNorm
+from filbert.nn.dense.attention import DenseAttention
+from filbert.nn.kinds import (
+    attention_from_config,
+    feed_forward_from_config,
+    linear_from_config,
+)
+from filbert.packed.batch import PackedBatch
 from tolerances import assert_close_to_native, assert_exact
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -119,3 +126,64 @@ def test_refuses_what_does_not_fit():
             cast()
     with pytest.raises(RuntimeError, match="inference only"):
         linear(normal(3, 40).requires_grad_())
+
+
+def attention(dtype: torch.dtype = torch.float32, rank: int = 20) -> LowRankAttention:
+    linear = LinearLowRank(
+        factors(3 * 64, 48, rank, dtype), normal(3 * 64).to(dtype), sizes=[64, 64, 64]
+    )
+    return LowRankAttention(linear, 4, 0.25, splits_query=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("behind", [0, 5], ids=["", "rows_behind"])
+@pytest.mark.parametrize("biased", [False, True], ids=["", "key_bias"])
+def test_attention_is_one_with_whole_query_key_and_value(dtype, behind, biased):
+    ours = attention(dtype)
+    dense = DenseAttention([ours.query_key_value], 4, 0.25)
+    bias = normal(46, seed=3) if biased else None
+    batch = replace(PackedBatch.from_lengths([5, 0, 40, 1]), key_bias=bias)
+    rows = normal(46 + behind, 48).to(ours.query_key_value.compute_dtype)
+    assert_exact(ours(rows, batch)[:46], dense(rows, batch)[:46])
+    first = rows[batch.starts]
+    expected = ours(rows, batch)[batch.starts]
+    got = ours.forward_first(rows, first, batch)
+    kept = batch.lengths > 0
+    assert_close_to_native(got[kept], expected[kept], expected[kept].double())
+
+
+def test_a_rank_in_use_is_that_of_cut_factors():
+    given = factors(3 * 64, 48, 33)
+    x, batch = normal(46, 48), PackedBatch.from_lengths([6, 40])
+    whole = LinearLowRank(given, sizes=[64, 64, 64])
+    whole.rank_in_use = 17
+    cut = LinearLowRank(given.cut(17), sizes=[64, 64, 64])
+    assert_exact(whole(x), cut(x))
+    assert "rank 17 of 33" in whole.kernel
+    made = [LowRankAttention(one, 4, 0.25, splits_query=True) for one in (whole, cut)]
+    for run in (
+        lambda one: one(x, batch), lambda one: one.forward_first(x, x[batch.starts], batch),
+    ):  # fmt: skip
+        assert_exact(*map(run, made))
+    parts = [
+        FeedForwardLowRank(
+            one,
+            LinearLowRank(factors(48, 192, 9)),
+        )
+        for one in (whole, cut)
+    ]
+    assert_exact(*(part(x, norm=NORM) for part in parts))
+    for rank in (0, 34):
+        with pytest.raises(ValueError, match="need 1 to 33"):
+            whole.rank_in_use = rank
+
+
+def test_attention_comes_back_from_its_config():
+    ours = attention()
+    again = attention_from_config(json.loads(json.dumps(ours.config())), None)
+    assert again.config() == ours.config()
+    again.load_state_dict(ours.state_dict())
+    batch, rows = PackedBatch.from_lengths([7, 30]), normal(37, 48)
+    assert_exact(again(rows, batch), ours(rows, batch))
+    with pytest.raises(ValueError, match="heads of a multiple of 16"):
+        LowRankAttention(LinearLowRank(factors(3 * 60, 48, 9)), 3, 0.25, splits_query=False)

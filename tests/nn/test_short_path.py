@@ -133,3 +133,19 @@ def test_an_activation_of_the_model_has_none():
     assert layer.feed_forward.activation is not None
     layer.derive()
     assert layer._short_path() is None
+
+
+@pytest.mark.parametrize("lengths", [[1], [8], [5, 0, 9, 3]])
+def test_layers_of_low_rank_have_one_too(lengths):
+    model = build("bert", hidden_size=64, num_attention_heads=2, intermediate_size=128)
+    encoder = filbert.factorize(model, ranks=24).encoder
+    for layer in encoder.layers:
+        rows, batch = rows_of(encoder, lengths)
+        got, _ = layer(rows, batch)
+        assert layer._short_path() is not None
+        assert_exact(got, by_slots(layer, rows, batch))
+    for _, linear in layer.linears():
+        linear.rank_in_use = 16
+    again, _ = layer(rows, batch)
+    assert_exact(again, by_slots(layer, rows, batch))
+    assert not torch.equal(again, got)

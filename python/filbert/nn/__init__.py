@@ -18,6 +18,7 @@ from .grouped.embedding import EmbeddingGrouped
 from .grouped.linear import LinearGrouped
 from .grouped.weight import GroupedWeight
 from .layer import EncoderLayer, FeedForward, RowNorm
+from .lowrank.attention import LowRankAttention
 from .lowrank.factors import Factors
 from .lowrank.feed_forward import FeedForwardLowRank
 from .lowrank.linear import LinearLowRank
@@ -42,6 +43,7 @@ __all__ = [
     "LinearBinarySum",
     "LinearGrouped",
     "LinearLowRank",
+    "LowRankAttention",
     "MixedAttention",
     "PackedEncoder",
     "PackedLinear",

@@ -19,6 +19,7 @@ from .dense.linear import PackedLinear, gelu_kind, row_dtype
 from .grouped.linear import LinearGrouped
 from .grouped.weight import GroupedWeight
 from .layer import EncoderLayer, FeedForward, RowNorm
+from .lowrank.attention import LowRankAttention
 from .lowrank.factors import Factors
 from .lowrank.feed_forward import FeedForwardLowRank
 from .lowrank.linear import LinearLowRank
@@ -234,6 +235,11 @@ class _Builder:
             return self.linear(kind)(names, bias)
 
         all_of = list(_PARTS["attention"])
+        if kind == "lowrank" and self.parts.head_dim % ops.PANEL == 0:
+            return LowRankAttention(
+                projection(all_of), self.parts.num_heads, self.parts.scale,
+                splits_query=split_query,
+            )  # fmt: skip
         split = [all_of[:1], all_of[1:]] if split_query else [all_of]
         return DenseAttention(
             [projection(names) for names in split], self.parts.num_heads, self.parts.scale,

@@ -273,7 +273,7 @@ def _large_of_encoder(prefix: str, config: Mapping[str, Any]) -> _Shapes:
         for part in ("up", "down"):
             yield from _large_of_linear(f"{name}.feed_forward.{part}", layer["feed_forward"][part])
         attention = layer["attention"]
-        if attention["kind"] == "dense":
+        if attention["kind"] in ("dense", "lowrank"):
             split = len(attention["linears"]) == 2
             names = ("query", "key_value") if split else ("query_key_value",)
             sides = list(zip(names, attention["linears"], strict=True))

@@ -15,6 +15,7 @@ from .dense.attention import DenseAttention
 from .dense.linear import PackedLinear
 from .grouped.linear import LinearGrouped
 from .layer import FeedForward
+from .lowrank.attention import LowRankAttention
 from .lowrank.feed_forward import FeedForwardLowRank
 from .lowrank.linear import LinearLowRank
 
@@ -24,7 +25,10 @@ LINEARS = {
     "binary": LinearBinary, "binary_sum": LinearBinarySum, "dense": PackedLinear,
     "grouped": LinearGrouped, "lowrank": LinearLowRank,
 }  # fmt: skip
-ATTENTIONS = {"binary": BinaryAttention, "dense": DenseAttention, "mixed": MixedAttention}
+ATTENTIONS = {
+    "binary": BinaryAttention, "dense": DenseAttention, "lowrank": LowRankAttention,
+    "mixed": MixedAttention,
+}  # fmt: skip
 FEED_FORWARDS = {
     "binary": BinaryFeedForward, "dense": FeedForward, "lowrank": FeedForwardLowRank,
 }  # fmt: skip

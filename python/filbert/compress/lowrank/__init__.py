@@ -6,6 +6,7 @@ Paper: FlashSVD, arXiv 2508.01506.
 from ...nn.lowrank.factors import Factors
 from .allocation import break_even, plan_ranks
 from .conversion import factorize
+from .elastic import use_rank
 from .report import FactorizationReport, factorization_report
 from .spectrum import Spectrum, spectrum_of
 
@@ -18,4 +19,5 @@ __all__ = [
     "factorize",
     "plan_ranks",
     "spectrum_of",
+    "use_rank",
 ]

@@ -42,7 +42,7 @@ class FeedForwardLowRank(FeedForward):
         check_no_gradient("FeedForwardLowRank", rows=rows)
         up, down = self.up, self.down
         return ops.ffn_lowrank(
-            rows, up.a, up.b, up.bias, down.a, down.b, down.bias, up.rank, up.out_features,
-            down.rank, down.out_features, up.activation or "none", rows, norm.weight, norm.bias,
-            norm.eps,
+            rows, up.a, up.b, up.bias, down.a, down.b, down.bias, up.rank_in_use,
+            up.out_features, down.rank_in_use, down.out_features, up.activation or "none", rows,
+            norm.weight, norm.bias, norm.eps,
         )  # fmt: skip

@@ -34,6 +34,7 @@ class LinearLowRank(nn.Module):
     Attributes:
         a, b: of :func:`filbert.pack_dense`.
         rank: R.
+        rank_in_use: how many of the factors' directions are used, R or less.
 
     Raises:
         ValueError: shapes, dtypes, a device or an activation that do not fit.
@@ -46,7 +47,7 @@ class LinearLowRank(nn.Module):
     #: how many blocks of rows go through it at a time, see :mod:`filbert.nn.row_blocks`
     row_blocks = 1
     #: what applies a LayerNorm after it
-    norm_kernel = "in linear_dense"
+    norm_kernel = "in linear_lowrank"
     reason = "weight of low rank, two products; a row's bits depend on the row alone"
     a: Tensor
     b: Tensor
@@ -67,6 +68,7 @@ class LinearLowRank(nn.Module):
         if factors.a.device.type != "cpu":
             raise ValueError(f"factors: got {factors.a.device}, need cpu")
         self.rank, self.in_features = factors.a.shape
+        self._rank_in_use = self.rank
         self.out_features = factors.b.shape[0]
         self.sizes = tuple(sizes or (self.out_features,))
         if sum(self.sizes) != self.out_features:
@@ -81,6 +83,18 @@ class LinearLowRank(nn.Module):
         self.register_buffer("bias", held)
 
     @property
+    def rank_in_use(self) -> int:
+        """See the class. Factors that :func:`filbert.factorize` made are in the order of their
+        worth, so that the first of them are the best of a smaller rank; nothing is packed again."""
+        return self._rank_in_use
+
+    @rank_in_use.setter
+    def rank_in_use(self, rank: int) -> None:
+        if not 1 <= rank <= self.rank:
+            raise ValueError(f"rank_in_use: got {rank}, need 1 to {self.rank}")
+        self._rank_in_use = rank
+
+    @property
     def factors(self) -> Factors:
         """The factors as they came."""
         return Factors(
@@ -92,7 +106,8 @@ class LinearLowRank(nn.Module):
     def kernel(self) -> str:
         """The kernel in a few words, for :func:`filbert.report`."""
         activation = "" if self.activation is None else f" + {self.activation.partition('_')[0]}"
-        return f"linear_dense twice, rank {self.rank}{activation}"
+        of = "" if self.rank_in_use == self.rank else f" of {self.rank}"
+        return f"linear_lowrank, rank {self.rank_in_use}{of}{activation}"
 
     @property
     def weight_bytes(self) -> int:
@@ -120,8 +135,8 @@ class LinearLowRank(nn.Module):
         """
         check_no_gradient("LinearLowRank", x=x)
         after = () if norm is None else (norm.weight, norm.bias, norm.eps)
-        return ops.linear_dense(
-            ops.linear_dense(x, self.a, self.rank), self.b, self.out_features, self.bias,
+        return ops.linear_lowrank(
+            x, self.a, self.b, self.rank_in_use, self.out_features, self.bias,
             self.activation or "none", residual, *after,
         )  # fmt: skip
 
