@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_packed_encoder import hidden_states, packed
 
-from filbert.nn.row_blocks import block_size, fill_up, filled_rows
+from filbert.nn.row_blocks import block_size, by_blocks, fill_up, filled_rows
 from filbert.packed.batch import PackedBatch
 from models import MASKS
 from tiny_model import python_environment
@@ -54,6 +54,34 @@ def test_blocks_change_nothing_but_rounding(mask, pooled):
     by_blocks = encoder.forward_packed(rows, batch, pooled)
     torch.testing.assert_close(by_blocks, whole, rtol=1e-5, atol=1e-5)
     assert_exact(rows, given)
+
+
+def test_results_go_over_an_operand_that_is_like_them():
+    rows, other = torch.randn(20, 8), torch.randn(20, 8)
+    expected = rows * 2 + other
+    for function, shared in (
+        (lambda a, b: a * 2 + b, True),
+        (lambda a, b: (a * 2 + b).double(), False),
+        (lambda a, b: (a * 2 + b)[:, :4], False),
+    ):
+        over = rows.clone()
+        made = by_blocks(function, 6, over, other, over=True)
+        assert (made.data_ptr() == over.data_ptr()) == shared
+        assert_exact(made.float(), expected[:, : made.shape[1]])
+        assert shared or torch.equal(over, rows)
+
+
+def test_what_a_hook_keeps_of_attention_stays_as_it_was():
+    encoder = packed("bert", torch.float32)
+    batch = PackedBatch.from_mask(MASKS["right"])
+    rows = encoder.pack(hidden_states(MASKS["right"], torch.float32), batch)
+    layer, kept = encoder.layers[0], []
+    layer.row_block = 8
+    hook = layer.attention.register_forward_hook(lambda _, __, y: kept.append((y, y.clone())))
+    layer(rows, batch)
+    hook.remove()
+    ((context, then),) = kept
+    assert_exact(context, then)
 
 
 SERVE = """

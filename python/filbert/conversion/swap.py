@@ -290,12 +290,11 @@ class SwappedEncoder(PackedEncoder):
     ) -> Any:
         with below_autograd():
             batch = self.read_mask(hidden_states, mask)
-            rows = self.pack(hidden_states, batch)
             dtype = hidden_states.dtype
-            if not want_states:
-                output = batch.unpack(self._run(rows, batch).to(dtype))
-                return self.convention.give(output, None, return_dict)
-            states = [hidden_states]
+            if not want_states:  # nobody holds the first rows while layers run
+                rows = self._run(self.pack(hidden_states, batch), batch)
+                return self.convention.give(batch.unpack(rows.to(dtype)), None, return_dict)
+            rows, states = self.pack(hidden_states, batch), [hidden_states]
             for layer in self.layers:
                 rows, batch = layer(rows, batch)
                 states.append(batch.unpack(rows[: batch.num_rows].to(dtype)))

@@ -164,6 +164,7 @@ class PackedEncoder(nn.Module):
         """:meth:`forward_packed` of what has been checked."""
         *body, last = self.layers
         with below_autograd():
+            rows = self.layers[0].fill_up(rows)  # here, so that the others are free
             for layer in body:
                 rows, batch = layer(rows, batch)
             if pooled is not None:

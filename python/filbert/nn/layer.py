@@ -26,6 +26,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks_of
 
 from .. import ops
 from ..packed.batch import PackedBatch
@@ -276,7 +277,9 @@ class EncoderLayer(nn.Module):
         if isinstance(context, PackedBits):
             mixed = self.out(context, residual=rows, norm=self.attn_norm)
             return by_blocks(self._feed_forward, self._row_block, mixed)
-        return by_blocks(self._after_attention, self._row_block, context, rows)
+        # A hook may have kept the context.
+        kept = self.attention._forward_hooks or hooks_of._global_forward_hooks
+        return by_blocks(self._after_attention, self._row_block, context, rows, over=not kept)
 
     def _after_attention(self, context: Tensor, rows: Tensor) -> Tensor:
         return self._feed_forward(self.out(context, residual=rows, norm=self.attn_norm))

@@ -49,11 +49,20 @@ def fill_up(rows: Tensor, block: int) -> Tensor:
     return filled
 
 
-def by_blocks(function: Callable[..., Tensor], block: int | None, *rows: Tensor) -> Tensor:
+def by_blocks(
+    function: Callable[..., Tensor], block: int | None, *rows: Tensor, over: bool = False
+) -> Tensor:
     """``function`` of row-wise operands, ``block`` rows after the other; None for all at once.
 
     What a block leaves between two GEMMs stays in the cache, is never allocated for all rows at
     once, and is reused by the allocator without new pages.
+
+    Args:
+        function: of as many operands.
+        block: how many rows.
+        rows: the operands, each of as many rows.
+        over: whether results may be written over the first operand, which nobody needs later. That
+            is done where they are alike.
     """
     count = rows[0].shape[0]
     if block is None or count <= block:
@@ -62,6 +71,8 @@ def by_blocks(function: Callable[..., Tensor], block: int | None, *rows: Tensor)
     at = 0
     for part in zip(*(r.split(block) for r in rows), strict=True):
         made = function(*part)
+        if result is None and over and made.dtype == rows[0].dtype and rows[0].is_contiguous():
+            result = rows[0] if made.shape[1] == rows[0].shape[1] else None
         if result is None:
             result = made.new_empty((count, made.shape[1]))
         result[at : at + len(made)] = made
