@@ -11,7 +11,13 @@
 namespace filbert {
 namespace {
 
-constexpr int64_t kMostRows = 96;  // of a block
+constexpr int64_t kMostRows = 96;    // of a block
+constexpr int64_t kFewestRows = 12;  // of a thread, where threads cannot share the rank
+
+int64_t rows_apart(const LinearLowRankArgs& args) {
+  const int64_t shares = (args.factors.rank + kDensePanel - 1) / kDensePanel / kSharePanels;
+  return shares < thread_count() ? kFewestRows : kRowsApart;
+}
 
 LinearDenseArgs to_rank(const LinearLowRankArgs& args) {
   LinearDenseArgs one = factor_product(args.dtype, args.weight_dtype, args.factors.a, args.inputs,
@@ -43,7 +49,8 @@ void linear_lowrank_cpu(const LinearLowRankArgs& args) {
   const auto narrow_bytes = [&](int64_t rows) {
     return (rows * args.factors.rank * size_of(args.dtype) + 63) / 64 * 64;
   };
-  if (args.rows < thread_count() * kRowsApart) {  // the threads share the outputs of each product
+  if (args.rows <
+      thread_count() * rows_apart(args)) {  // the threads share the outputs of each product
     thread_local Scratch shared;
     last.x = first.out = shared.at_least(narrow_bytes(args.rows));
     linear_dense_cpu(first);
@@ -53,7 +60,7 @@ void linear_lowrank_cpu(const LinearLowRankArgs& args) {
   const LinearDenseKernel& kernel = chosen_linear_dense();
   const NormResidualKernel& layer_norm = chosen_norm_residual();
   const ProductDeal deal(args.rows, 1, args.rows * args.factors.rank * (args.inputs + args.outputs),
-                         kMostRows, kernel.tile_rows);
+                         kMostRows, kernel.tile_rows, rows_apart(args));
   const NormResidualArgs norm = norm_of_output(last);
   const int64_t narrow = narrow_bytes(deal.block_rows);
   int64_t own = args.norm_weight ? layer_norm.scratch(norm) : 0;

@@ -18,14 +18,16 @@ struct ProductDeal {
   int64_t hands;       // threads
   int64_t block_rows;  // of a block, at most
 
-  // `most` are the rows of a block, at most; `work` counts multiply-adds.
-  ProductDeal(int64_t rows, int64_t panels, int64_t work, int64_t most, int64_t tile_rows)
+  // `most` are the rows of a block, at most; `work` counts multiply-adds; a thread gets rows of its
+  // own from `rows_apart` for each on.
+  ProductDeal(int64_t rows, int64_t panels, int64_t work, int64_t most, int64_t tile_rows,
+              int64_t rows_apart = kRowsApart)
       : rows(rows), panels(panels), tile_rows(tile_rows) {
     const int64_t threads = thread_count();
     work = std::max<int64_t>(work, 1);
     // Rows first: a block of them reads the weight once. Threads that this leaves without work
     // share the outputs of a block.
-    const int64_t apart = std::clamp<int64_t>(rows / kRowsApart, 1, threads);
+    const int64_t apart = std::clamp<int64_t>(rows / rows_apart, 1, threads);
     // As many to each thread: with three blocks two threads would take the time of four.
     blocks = ((rows + most - 1) / most + apart - 1) / apart * apart;
     const int64_t wanted = std::min((threads + blocks - 1) / blocks, work / kShareWork / blocks);
