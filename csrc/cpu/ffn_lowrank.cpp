@@ -21,9 +21,13 @@ namespace filbert {
 namespace {
 
 constexpr int64_t kMostRows = 96;  // of a block
-// A thread with as many rows or more goes through all four products alone, and waits for nobody. A
-// rank of less than 128 could not be shared by two threads anyway.
-constexpr int64_t kFewestRows = 12;
+// How many rows a thread has that goes through all four products alone. Few do where threads could
+// hardly share the outputs of the products to the ranks.
+int64_t rows_apart(const FfnLowRankArgs& args) {
+  const int64_t rank = std::min(args.up.rank, args.down.rank);
+  const int64_t shares = (rank + kDensePanel - 1) / kDensePanel / kSharePanels;
+  return shares <= thread_count() ? 12 : kRowsApart;
+}
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -106,13 +110,13 @@ void one_after_the_other(const FfnLowRankArgs& args) {
 }  // namespace
 
 void ffn_lowrank_cpu(const FfnLowRankArgs& args) {
-  if (args.rows < thread_count() * kFewestRows) return one_after_the_other(args);
+  if (args.rows < thread_count() * rows_apart(args)) return one_after_the_other(args);
   const LinearDenseKernel& kernel = chosen_linear_dense();
   const NormResidualKernel& layer_norm = chosen_norm_residual();
   const int64_t columns = kernel.block_steps;
   const int64_t work = args.rows * (args.up.rank * (args.inputs + args.inner) +
                                     args.down.rank * (args.inner + args.outputs));
-  const ProductDeal deal(args.rows, 1, work, kMostRows, kernel.tile_rows, kFewestRows);
+  const ProductDeal deal(args.rows, 1, work, kMostRows, kernel.tile_rows, rows_apart(args));
   const LinearDenseArgs first = to_rank(args), last = from_rank(args);
   const NormResidualArgs norm = norm_of_output(last);
   const BlockMemory memory(args, deal.block_rows, columns);

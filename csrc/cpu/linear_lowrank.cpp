@@ -11,12 +11,13 @@
 namespace filbert {
 namespace {
 
-constexpr int64_t kMostRows = 96;    // of a block
-constexpr int64_t kFewestRows = 12;  // of a thread, where threads cannot share the rank
+constexpr int64_t kMostRows = 96;  // of a block
 
+// How many rows a thread has that goes through both products alone. Few do where threads could not
+// share the outputs of the first.
 int64_t rows_apart(const LinearLowRankArgs& args) {
   const int64_t shares = (args.factors.rank + kDensePanel - 1) / kDensePanel / kSharePanels;
-  return shares < thread_count() ? kFewestRows : kRowsApart;
+  return shares < thread_count() ? 12 : kRowsApart;
 }
 
 LinearDenseArgs to_rank(const LinearLowRankArgs& args) {
