@@ -37,7 +37,7 @@ def test_the_full_rank_changes_nothing_but_the_last_bits(family):
     model = build(family)
     exact = run(copy.deepcopy(model).double())
     native = run(model)
-    full = filbert.factorize(copy.deepcopy(model), ranks=10_000)
+    full = filbert.factorize(copy.deepcopy(model), ranks=10_000, never_slower=False)
     layer = swapped(full).packed_layers[0]
     assert isinstance(layer.feed_forward, FeedForwardLowRank)
     assert isinstance(layer.out, LinearLowRank)
@@ -88,6 +88,25 @@ def test_a_budget_is_kept():
     rows = filbert.factorization_report(everything).rows
     assert all(row.rank is None for row in rows)
     assert_exact(run(everything), run(filbert.convert(copy.deepcopy(model))))
+
+
+def test_factors_that_gain_nothing_run_as_their_product():
+    model = build("bert")
+    slow = filbert.factorize(copy.deepcopy(model), ranks=10_000, never_slower=False)
+    ranks = {"re:attention.output": 30, "re:.*": 10_000}
+    made = filbert.factorize(copy.deepcopy(model), ranks=ranks)
+    assert not swapped(made).compressed[0]
+    for row in filbert.factorization_report(made).rows:
+        assert row.rank is not None
+        assert row.as_product
+        assert "dense product: only" in row.runs
+        assert row.numbers == row.dense_numbers
+    layer = swapped(made).packed_layers[0]
+    assert not isinstance(layer.feed_forward, FeedForwardLowRank)
+    assert not isinstance(layer.out, LinearLowRank)
+    exact = run(copy.deepcopy(filbert.revert(made)).double())
+    assert_close_to_native(run(filbert.convert(made)), run(filbert.revert(made)), exact, factor=6.0)
+    assert type(swapped(slow).packed_layers[0].out) is LinearLowRank
 
 
 def test_layers_may_differ():

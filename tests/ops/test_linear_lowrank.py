@@ -126,6 +126,11 @@ def test_refuses_what_does_not_fit():
 
 def test_explains_itself():
     a, b = map(pack_dense, factors(32, 16, 24, torch.float32))
+    whole, half = normal(5, 32), [pack_dense(f) for f in factors(32, 4, 24, torch.float32)]
+    assert "3.43x fewer operations: runs as" in str(explain("linear_lowrank", whole, *half, 4, 24))
+    assert "the product of the factors is as fast" in str(
+        explain("linear_lowrank", whole, a, b, 16, 24)
+    )
     assert "dense 7,680" in str(explain("linear_lowrank", normal(5, 32), a, b, 16, 24))
 
 

@@ -32,7 +32,7 @@ from ._linear_grouped import (
     pack_groups,
     unpack_grouped,
 )
-from ._linear_lowrank import linear_lowrank
+from ._linear_lowrank import LEAST_GAIN, linear_lowrank
 from ._norm_residual import norm_residual, norm_residual_, norm_residual_codes
 from ._pack_bits import pack_bits, pack_codes
 from ._quantize_rows import quantize_rows
@@ -41,6 +41,7 @@ from .shared.operator import register_namespace
 __all__ = [
     "FIELDS",
     "GROUP_SIZES",
+    "LEAST_GAIN",
     "PANEL",
     "attn_binary",
     "attn_lowrank",

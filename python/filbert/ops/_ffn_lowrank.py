@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ._linear_dense import reference_linear_dense
-from ._linear_lowrank import cut_factors
+from ._linear_lowrank import against_dense, cut_factors
 from .shared import calling
 from .shared.dtypes import wide_dtype
 from .shared.operator import Operator, register
@@ -146,6 +146,7 @@ def _explain_ffn_lowrank(
         "work": f"{2 * rows * pairs:,} floating-point operations, dense {2 * rows * dense:,}",
         "memory": f"{held + rows * (inputs + outputs) * x.element_size():,} bytes read and written",
         "factors": f"{up_a.dtype}, {pairs:,} numbers, dense {dense:,}",
+        "against dense": against_dense(pairs, dense),
     }
 
 

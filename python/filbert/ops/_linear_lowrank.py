@@ -12,6 +12,11 @@ from .shared import calling
 from .shared.dtypes import wide_dtype
 from .shared.operator import Operator, register
 
+#: How many times fewer numbers, and so multiply-adds, factors should have than the weights they
+#: stand for. Both run at the same share of the processor's peak, so that factors are not slower
+#: from there on; docs/lowrank.md has the measured table.
+LEAST_GAIN = 1.1
+
 
 def linear_lowrank(
     x: Tensor,
@@ -108,6 +113,13 @@ def cut_factors(
     return pack_dense(first), pack_dense(unpack_dense(b, outputs, held)[:, :rank])
 
 
+def against_dense(pairs: int, dense: int) -> str:
+    """Whether factors are worth running, for :func:`filbert.explain`."""
+    gain = dense / pairs
+    why = "runs as factors" if gain >= LEAST_GAIN else "the product of the factors is as fast"
+    return f"{gain:.2f}x fewer operations: {why}"
+
+
 def _fake_linear_lowrank(
     x, a, b, rank, outputs, bias=None, activation="none", residual=None, norm_weight=None,
     norm_bias=None, eps=0.0,
@@ -129,6 +141,7 @@ def _explain_linear_lowrank(
         "work": f"{2 * rows * pair:,} floating-point operations, dense {2 * rows * dense:,}",
         "memory": f"{held + rows * (inputs + outputs) * x.element_size():,} bytes read and written",
         "factors": f"{a.dtype}, {pair:,} numbers, dense {dense:,}",
+        "against dense": against_dense(pair, dense),
     }
 
 

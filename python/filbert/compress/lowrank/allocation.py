@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 
+from ...ops import LEAST_GAIN
 from .spectrum import Spectrum
 
 __all__ = ["RANK_STEP", "break_even", "largest_rank", "plan_ranks"]
@@ -20,7 +21,7 @@ def break_even(outputs: int, inputs: int) -> float:
 
 
 def largest_rank(spectrum: Spectrum) -> int | None:
-    """The largest multiple of 16 with which factors have fewer numbers than the weight, or None."""
+    """The largest multiple of 16 with which factors gain :data:`LEAST_GAIN`, or None."""
     ranks = [rank for rank in _ladder(spectrum) if rank is not None]
     return ranks[-1] if ranks else None
 
@@ -35,7 +36,7 @@ def plan_ranks(
 
     All begin with one step of ranks. Then the step is taken that keeps most for each number it
     costs, as long as there is room; a weight's own results count relative to their size. The last
-    step of a weight is the weight itself, where its factors would have more numbers.
+    step of a weight is the weight itself, where its factors would not gain :data:`LEAST_GAIN`.
 
     Args:
         spectra: of the weights, by name.
@@ -44,7 +45,7 @@ def plan_ranks(
             ``param_ratio``.
 
     Returns:
-        Multiples of 16 below the break-even, or None, by the names of ``spectra``.
+        Multiples of 16 that gain :data:`LEAST_GAIN`, or None, by the names of ``spectra``.
 
     Raises:
         ValueError: no budget, two of them, or one out of its range; a budget that one step for each
@@ -89,8 +90,7 @@ def _ladder(spectrum: Spectrum) -> list[int | None]:
 
 
 def _limit(spectrum: Spectrum) -> float:
-    limit = break_even(*spectrum.weight.shape)
-    return limit - 1 if limit.is_integer() else limit
+    return break_even(*spectrum.weight.shape) / LEAST_GAIN
 
 
 def _numbers(spectrum: Spectrum, rank: int | None) -> int:

@@ -5,6 +5,7 @@ Paper: FlashSVD, arXiv 2508.01506.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from ...conversion.in_place import convert, convert_compressed, encoders_of, rev
 from ...nn.build import JOINT, CompressedParts
 from ...nn.lowrank.factors import Factors
 from ...nn.parts import LayerParts
+from ...ops import LEAST_GAIN
 from ...plan import EncoderPlan, LayerPlan, PackedEncoderConfig
 from ..calibration import Moments, Sample, caller_of, input_moments
 from ..names import first_that_fits
@@ -50,6 +52,11 @@ class _Job:
     linears: tuple[nn.Linear, ...]
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """N and K."""
+        return sum(linear.out_features for linear in self.linears), self.linears[0].in_features
+
+    @property
     def weight(self) -> Tensor:
         """``[N, K]``, float32."""
         return torch.cat([linear.weight.detach() for linear in self.linears]).float()
@@ -61,6 +68,7 @@ def factorize(
     param_ratio: float | None = None,
     energy: float | None = None,
     ranks: Ranks | None = None,
+    never_slower: bool = True,
     calibration: Iterable[Sample] | None = None,
     tokenizer: Any = None,
     config: PackedEncoderConfig | None = None,
@@ -88,6 +96,9 @@ def factorize(
             where a key is a name or ``"re:"`` and a pattern that is found in it. The first that
             fits counts, and None leaves a weight as it is. Query, key and value have the query's
             name.
+        never_slower: factors that gain less than
+            :data:`filbert.ops.LEAST_GAIN` run as their product, a dense
+            weight. The budgets choose no such ranks.
         calibration: texts such as the model will read (some dozens), or arguments of the model.
             They are run one by one.
         tokenizer: for texts, where the model has none of its own.
@@ -127,7 +138,11 @@ def factorize(
         if param_ratio is not None and any(own.values()):  # a whole weight would exceed the budget
             own = {n: rank or largest_rank(spectra[n]) for n, rank in own.items()}
         chosen |= dict.fromkeys(own, None) if None in own.values() else own
-    plans = [_plan([j for j in jobs if j.encoder is e], chosen, config) for _, e, _ in encoders]
+    products: set[str] = set()
+    if never_slower:
+        products = {n for together in _slots(jobs) for n in _not_faster(together, chosen)}
+    kinds = {n: None if n in products else rank for n, rank in chosen.items()}
+    plans = [_plan([j for j in jobs if j.encoder is e], kinds, config) for _, e, _ in encoders]
     if any(plan != plans[0] for plan in plans):
         raise ValueError(
             "budget: leaves other slots dense in one encoder than in another; try ranks="
@@ -139,8 +154,10 @@ def factorize(
     for job in jobs:
         rank, spectrum = chosen[job.name], spectra[job.name]
         if rank is not None:
-            made[job.encoder][job.layer][job.part] = _put(job, spectrum.factors(rank), moments)
-        rows.append(FactorizedRow.of(job.name, spectrum, rank))
+            factors = _put(job, spectrum.factors(rank), moments)
+            if job.name not in products:
+                made[job.encoder][job.layer][job.part] = factors
+        rows.append(FactorizedRow.of(job.name, spectrum, rank, job.name in products))
     convert_compressed(module, plans[0], True, made)
     FactorizationReport(rows).attach(module)
     return model
@@ -186,6 +203,18 @@ def _ranks(
         name: None if (rank := _rank_of(name, ranks)) is None else min(rank, len(spectrum.energy))
         for name, spectrum in spectra.items()
     }
+
+
+def _not_faster(jobs: Sequence[_Job], chosen: Mapping[str, int | None]) -> list[str]:
+    """The jobs of a slot whose factors are not worth being run as factors: all of them, or none."""
+    dense = sum(math.prod(job.shape) for job in jobs)
+    pairs = 0
+    for job in jobs:
+        rank = chosen[job.name]
+        if rank is None:
+            return []
+        pairs += rank * sum(job.shape)
+    return [job.name for job in jobs] if pairs * LEAST_GAIN > dense else []
 
 
 def _rank_of(name: str, ranks: Ranks) -> int | None:

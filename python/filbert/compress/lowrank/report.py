@@ -26,6 +26,7 @@ class FactorizedRow:
         outputs, inputs: N and K.
         rank: R, or None where the weight stayed as it is.
         kept: the share of its results' squares on calibration rows, or of its own without any.
+        as_product: whether the factors' product runs in their place, as a dense weight.
     """
 
     name: str
@@ -33,13 +34,14 @@ class FactorizedRow:
     inputs: int
     rank: int | None
     kept: float
+    as_product: bool = False
 
     @classmethod
-    def of(cls, name: str, spectrum: Spectrum, rank: int | None) -> FactorizedRow:
+    def of(cls, name: str, spectrum: Spectrum, rank: int | None, as_product: bool) -> FactorizedRow:
         """That of a weight and the rank that was chosen for it."""
         kept = 1.0 if rank is None else spectrum.kept(rank)
         outputs, inputs = spectrum.weight.shape
-        return cls(name, outputs, inputs, rank, kept)
+        return cls(name, outputs, inputs, rank, kept, as_product)
 
     @property
     def dense_numbers(self) -> int:
@@ -49,7 +51,18 @@ class FactorizedRow:
     @property
     def numbers(self) -> int:
         """R (N + K), or N K: also the multiply-adds of a row."""
-        return self.dense_numbers if self.rank is None else self.rank * (self.outputs + self.inputs)
+        if self.rank is None or self.as_product:
+            return self.dense_numbers
+        return self.rank * (self.outputs + self.inputs)
+
+    @property
+    def runs(self) -> str:
+        """How it runs, and why."""
+        if self.rank is None:
+            return "dense: as it was"
+        pair = self.rank * (self.outputs + self.inputs)
+        times = f"{self.dense_numbers / pair:.2f}x fewer operations"
+        return f"dense product: only {times}" if self.as_product else f"factors: {times}"
 
 
 class FactorizationReport:
@@ -69,12 +82,14 @@ class FactorizationReport:
 
     def __str__(self) -> str:
         width = max((len(row.name) for row in self.rows), default=4)
-        lines = [f"{'weight':<{width}}  {'shape':>11}  {'rank':>5}  {'numbers':>11}  {'kept':>7}"]
+        head = f"{'weight':<{width}}  {'shape':>11}  {'rank':>5}  {'numbers':>11}  {'kept':>7}"
+        lines = [f"{head}  runs as"]
         for row in self.rows:
             shape = f"{row.outputs}x{row.inputs}"
             rank = "dense" if row.rank is None else str(row.rank)
             lines.append(
                 f"{row.name:<{width}}  {shape:>11}  {rank:>5}  {row.numbers:>11,}  {row.kept:>7.2%}"
+                f"  {row.runs}"
             )
         lines.append(f"{self.param_ratio:.1%} of the numbers and of the multiply-adds")
         return "\n".join(lines)
