@@ -11,79 +11,18 @@ from __future__ import annotations
 
 import argparse
 import copy
-import random
 import sys
 import time
 from pathlib import Path
 
 import torch
-from passages import Batch, make_batches, mean_pooled, split_passages
-from torch.nn import functional as F
+from following import fine_tune, mean_cosine, one_by_one
+from passages import make_batches, split_passages
 
 import filbert
 from filbert.app.corpus import minilm_folder
 from filbert.app.embedder import Embedder, ModelFolder
 from filbert.compress.quantize import StraightThrough
-
-
-@torch.no_grad()
-def mean_cosine(student: torch.nn.Module, teacher: torch.nn.Module, batches: list[Batch]) -> float:
-    """Of the student's embedding of each text with the teacher's."""
-    student.eval()
-    found = [
-        F.cosine_similarity(*(mean_pooled(hidden_of(m, one), one[1]) for m in (student, teacher)))
-        for one in batches
-    ]
-    return float(torch.cat(found).mean())
-
-
-def hidden_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """The last hidden states ``[B, S, N]``."""
-    ids, mask = batch
-    hidden: torch.Tensor = model(input_ids=ids, attention_mask=mask).last_hidden_state
-    return hidden
-
-
-def fine_tune(
-    student: torch.nn.Module,
-    teacher: torch.nn.Module,
-    batches: list[Batch],
-    *,
-    steps: int,
-    learning_rate: float,
-    seed: int,
-) -> list[float]:
-    """Makes the student's hidden states and embeddings those of the teacher.
-
-    Returns:
-        The loss of every step.
-    """
-    optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=max(steps, 2), pct_start=0.1
-    )
-    order = random.Random(seed)
-    student.train()
-    for module in student.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.eval()  # the teacher has none
-    history = []
-    for step in range(steps):
-        batch = order.choice(batches)
-        mask = batch[1].bool()
-        with torch.no_grad():
-            right = hidden_of(teacher, batch)
-        ours = hidden_of(student, batch)
-        cosine = F.cosine_similarity(mean_pooled(ours, batch[1]), mean_pooled(right, batch[1]))
-        loss = F.mse_loss(ours[mask], right[mask]) / right[mask].var() + (1 - cosine.mean())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        history.append(float(loss))
-        if step % 20 == 0 or step == steps - 1:
-            print(f"  step {step:4}  loss {history[-1]:.4f}", flush=True)
-    return history
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,15 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     texts, unseen = split_passages(limit)
     seen, held_out = (make_batches(embedder, part, 16, max_length) for part in (texts, unseen))
 
-    def arguments(batch: Batch) -> list[dict[str, torch.Tensor]]:
-        # One text at a time, without its padding.
-        return [
-            {"input_ids": ids[None, : int(n)], "attention_mask": mask[None, : int(n)]}
-            for ids, mask, n in zip(*batch, batch[1].sum(1), strict=True)
-        ]
-
     few = seen[:: max(1, len(seen) // 8)]
-    calibration = None if args.smoke else [one for batch in few for one in arguments(batch)]
+    calibration = None if args.smoke else [one for batch in few for one in one_by_one(batch)]
     rounded = filbert.quantize(copy.deepcopy(teacher), args.bits, calibration=calibration)
     before = mean_cosine(rounded, teacher, held_out)
     student = copy.deepcopy(teacher)

@@ -9,8 +9,10 @@ from .conversion import factorize
 from .elastic import use_rank
 from .report import FactorizationReport, factorization_report
 from .spectrum import Spectrum, spectrum_of
+from .training import FactorTraining
 
 __all__ = [
+    "FactorTraining",
     "FactorizationReport",
     "Factors",
     "Spectrum",

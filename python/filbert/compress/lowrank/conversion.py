@@ -27,7 +27,7 @@ from .allocation import largest_rank, plan_ranks
 from .report import FactorizationReport, FactorizedRow
 from .spectrum import Spectrum, spectrum_of
 
-__all__ = ["factorize"]
+__all__ = ["Choice", "Job", "Ranks", "choose", "factorize", "swap_in"]
 
 Model = TypeVar("Model")
 #: one number for all, or by the names of linear layers: the first pattern that fits
@@ -41,7 +41,7 @@ _WEIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """One weight, which may be that of several layers over the same input."""
 
     name: str  # of its first layer in the model
@@ -106,7 +106,7 @@ def factorize(
 
     Returns:
         ``model``. :func:`filbert.compress.lowrank.factorization_report` says what became of each
-        weight. One that no rank below its break-even is enough for stays as it is. Both weights of
+        weight. One that no rank with a gain is enough for stays as it is. Both weights of
         a feed-forward part have factors, or none has.
 
     Raises:
@@ -116,6 +116,55 @@ def factorize(
     Papers: FlashSVD, arXiv 2508.01506; SVD-LLM, arXiv 2403.07378.
     """
     module = module_of(model, "factorize")
+    choice = choose(
+        module, param_ratio, energy, ranks, never_slower, calibration, tokenizer, config
+    )
+    made = {job.name: choice.put(job) for job in choice.jobs if choice.ranks[job.name] is not None}
+    swap_in(choice, made)
+    return model
+
+
+@dataclass
+class Choice:
+    """What becomes of each weight of a model, before anything is changed.
+
+    Attributes:
+        module: the model.
+        plan: of its encoders.
+        layers: how many each encoder has.
+        jobs: its weights.
+        spectra, ranks: by the jobs' names; a rank is None where the weight stays as it is.
+        products: the names of those whose factors' product runs in their place.
+        moments: of what the linear layers read, where calibration was given.
+    """
+
+    module: nn.Module
+    plan: EncoderPlan
+    layers: dict[nn.Module, int]
+    jobs: list[Job]
+    spectra: dict[str, Spectrum]
+    ranks: dict[str, int | None]
+    products: set[str]
+    moments: Mapping[nn.Linear, Moments]
+
+    def put(self, job: Job) -> Factors:
+        """Gives the layers of a job what its factors stand for; the factors."""
+        rank = self.ranks[job.name]
+        assert rank is not None
+        return _put(job, self.spectra[job.name].factors(rank), self.moments)
+
+
+def choose(
+    module: nn.Module,
+    param_ratio: float | None,
+    energy: float | None,
+    ranks: Ranks | None,
+    never_slower: bool,
+    calibration: Iterable[Sample] | None,
+    tokenizer: Any,
+    config: PackedEncoderConfig | None,
+) -> Choice:
+    """The first half of :func:`factorize`, whose arguments these are."""
     if sum(given is not None for given in (param_ratio, energy, ranks)) != 1:
         raise ValueError("budget: need one of param_ratio, energy and ranks")
     if (device := next(module.parameters()).device).type != "cpu":
@@ -147,23 +196,31 @@ def factorize(
         raise ValueError(
             "budget: leaves other slots dense in one encoder than in another; try ranks="
         )
+    layers = {encoder: len(parts) for _, encoder, parts in encoders}
+    return Choice(module, plans[0], layers, jobs, spectra, chosen, products, moments)
+
+
+def swap_in(choice: Choice, factors: Mapping[str, Factors]) -> None:
+    """The second half: packs the model with factors by the jobs' names, whose products its weights
+    are, and leaves the report."""
     made: dict[nn.Module, list[CompressedParts]] = {
-        encoder: [{} for _ in parts] for _, encoder, parts in encoders
+        encoder: [{} for _ in range(count)] for encoder, count in choice.layers.items()
     }
     rows = []
-    for job in jobs:
-        rank, spectrum = chosen[job.name], spectra[job.name]
-        if rank is not None:
-            factors = _put(job, spectrum.factors(rank), moments)
-            if job.name not in products:
-                made[job.encoder][job.layer][job.part] = factors
-        rows.append(FactorizedRow.of(job.name, spectrum, rank, job.name in products))
-    convert_compressed(module, plans[0], True, made)
-    FactorizationReport(rows).attach(module)
-    return model
+    for job in choice.jobs:
+        if job.name in factors and job.name not in choice.products:
+            made[job.encoder][job.layer][job.part] = factors[job.name]
+        rows.append(
+            FactorizedRow.of(
+                job.name, choice.spectra[job.name], choice.ranks[job.name],
+                job.name in choice.products,
+            )
+        )  # fmt: skip
+    convert_compressed(choice.module, choice.plan, True, made)
+    FactorizationReport(rows).attach(choice.module)
 
 
-def _jobs_of(name: str, encoder: nn.Module, layers: Sequence[LayerParts]) -> list[_Job]:
+def _jobs_of(name: str, encoder: nn.Module, layers: Sequence[LayerParts]) -> list[Job]:
     names = {module: inner for inner, module in encoder.named_modules()}
     jobs = []
     for index, parts in enumerate(layers):
@@ -172,19 +229,19 @@ def _jobs_of(name: str, encoder: nn.Module, layers: Sequence[LayerParts]) -> lis
                 linears = tuple(getattr(parts, one) for one in of)
                 inner = names[linears[0]]
                 full = f"{name}.{inner}" if name else inner
-                jobs.append(_Job(full, encoder, index, slot, part, linears))
+                jobs.append(Job(full, encoder, index, slot, part, linears))
     return jobs
 
 
-def _slots(jobs: Sequence[_Job]) -> list[list[_Job]]:
+def _slots(jobs: Sequence[Job]) -> list[list[Job]]:
     """Jobs that have one kind."""
-    slots: dict[tuple[int, int, str], list[_Job]] = {}
+    slots: dict[tuple[int, int, str], list[Job]] = {}
     for job in jobs:
         slots.setdefault((id(job.encoder), job.layer, job.slot), []).append(job)
     return list(slots.values())
 
 
-def _spectrum(job: _Job, moments: Mapping[nn.Linear, Moments]) -> Spectrum:
+def _spectrum(job: Job, moments: Mapping[nn.Linear, Moments]) -> Spectrum:
     seen = moments.get(job.linears[0])
     if seen is None:
         return spectrum_of(job.weight)
@@ -205,7 +262,7 @@ def _ranks(
     }
 
 
-def _not_faster(jobs: Sequence[_Job], chosen: Mapping[str, int | None]) -> list[str]:
+def _not_faster(jobs: Sequence[Job], chosen: Mapping[str, int | None]) -> list[str]:
     """The jobs of a slot whose factors are not worth being run as factors: all of them, or none."""
     dense = sum(math.prod(job.shape) for job in jobs)
     pairs = 0
@@ -225,7 +282,7 @@ def _rank_of(name: str, ranks: Ranks) -> int | None:
 
 
 def _plan(
-    jobs: Sequence[_Job], chosen: Mapping[str, int | None], config: PackedEncoderConfig | None
+    jobs: Sequence[Job], chosen: Mapping[str, int | None], config: PackedEncoderConfig | None
 ) -> EncoderPlan:
     kinds: dict[int, dict[str, str]] = {}
     for job in jobs:
@@ -238,7 +295,7 @@ def _plan(
 
 
 @torch.no_grad()
-def _put(job: _Job, factors: Factors, moments: Mapping[nn.Linear, Moments]) -> Factors:
+def _put(job: Job, factors: Factors, moments: Mapping[nn.Linear, Moments]) -> Factors:
     """Gives the layers what the factors stand for; the factors in the layers' dtype."""
     dtype = job.linears[0].weight.dtype
     made = Factors(factors.a.to(dtype), factors.b.to(dtype))
