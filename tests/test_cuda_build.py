@@ -45,6 +45,8 @@ REGISTERS = {
     r"linear_grouped_kernel<2, 4, .*>": 128,
     r"linear_grouped_kernel<2, 2, 1, 2, .*>": 96,
     r"linear_grouped_few_kernel": 80,
+    r"ffn_lowrank_kernel<(fp16|bf16), 64, 128, .*>": 168,
+    r"ffn_lowrank_lift_kernel": 96,
 }
 
 
@@ -62,7 +64,8 @@ class Kernel:
     def name(self) -> str:
         """``attn_varlen_kernel<fp16, 64, false>``, from the mangled name."""
         for name in re.findall(
-            r"\d((?:attn|norm|bias|embedding|gather|linear|pack|quantize)\w*?_kernel)", self.mangled
+            r"\d((?:attn|norm|bias|embedding|ffn|gather|linear|pack|quantize)\w*?_kernel)",
+            self.mangled,
         ):
             rest = self.mangled.partition(name)[2]
             values = re.findall(r"\d(fp16|bf16|Bit)E|Li(\d+)E|Lb([01])E", rest)
@@ -101,6 +104,10 @@ def test_every_kernel_was_compiled_for_every_architecture():
         for dim in (32, 64, 128):
             for biased in ("false", "true"):
                 assert f"attn_varlen_kernel<{dtype}, {dim}, {biased}>" in by_name
+        for rank in (128, 256):
+            for rows, split in ((128, "false"), (64, "false"), (64, "true")):
+                assert f"ffn_lowrank_kernel<{dtype}, {rows}, {rank}, {split}>" in by_name
+            assert f"ffn_lowrank_lift_kernel<{dtype}, 64, {rank}>" in by_name
     for tiling in ("2, 4, 4, 2", "1, 4, 2, 1"):
         for out in ("Bit", "fp16", "bf16"):
             assert f"linear_binary_kernel<{tiling}, {out}>" in by_name
@@ -136,6 +143,7 @@ TILES = [r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.4", r"LDGSTS\S*\.128", r"STG\.E\
 BITS_256, BITS_128 = (rf"BMMA\.168{n}\.AND\.POPC" for n in (256, 128))
 #: unsigned codes by signed numbers, on tensor cores
 IMMA = r"IMMA\.16832\.U8\.S8"
+LDSM = r"LDSM\.16\.M88\.4"
 #: kernel (a pattern of its mangled name) -> instructions it is made for
 INSTRUCTIONS = {
     r"attn_varlen_kernelINS0_4fp16": [r"HMMA\.16816\.F32 ", *TILES],
@@ -151,6 +159,9 @@ INSTRUCTIONS = {
     r"linear_popcount_kernel": [r"\bPOPC\b"],
     r"linear_grouped_kernel": [IMMA, r"LDSM\.16\.M88\.4", r"LDS\.64", r"LDGSTS\S*\.128"],
     r"linear_grouped_few_kernel": [IMMA, r"LDSM\.16\.M88\.4", r"LDG\.E\.64"],
+    r"ffn_lowrank_kernelINS0_4fp16": [r"HMMA\.16816\.F32 ", LDSM, r"LDGSTS\S*\.128"],
+    r"ffn_lowrank_kernelINS0_4bf16": [r"HMMA\.16816\.F32\.BF16", LDSM, r"LDGSTS\S*\.128"],
+    r"ffn_lowrank_lift_kernel": [LDSM, r"LDG\.E\.128", r"STG\.E\.128"],
     r"pack_bits_kernelI.*?Lb1ELb[01]E": [r"LDG\.E\.128"],
 }
 

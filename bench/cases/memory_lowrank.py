@@ -13,6 +13,7 @@ NAME = "memory_lowrank"
 ABOUT = "as memory, for weights of low rank: dense, in chunks, factor pairs, filbert"
 REFERENCE = memory.REFERENCE
 RATE = memory.RATE
+WORKLOADS = memory.WORKLOADS
 DEFAULT = ("bert-base-512",)
 
 

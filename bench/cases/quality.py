@@ -84,28 +84,63 @@ def _longest_sentence(text: str) -> str:
     return max(re.split(r"(?<=[.!?])\s+", text)[1:] or [text], key=len)
 
 
+class HeldOut:
+    """The real MiniLM, passages that a compressed one may see, and others that it is measured on.
+
+    Raises:
+        Unavailable: no compiled filbert, or no model.
+    """
+
+    def __init__(self) -> None:
+        from transformers import AutoTokenizer
+
+        self.filbert = compiled_filbert()
+        self.tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
+        texts = [passage.text for passage in _corpus().help_passages()]
+        random.Random(0).shuffle(texts)
+        self.seen, self._held = texts[:CALIBRATION], texts[CALIBRATION:]
+        self._questions = [_longest_sentence(text) for text in self._held]
+        self.base = model(MINILM)
+        self._right, asked = self._embeddings(self.base)
+        self._first = (asked @ self._right.T).argmax(-1)
+
+    def _embeddings(self, bert: Any) -> tuple[Tensor, Tensor]:
+        passages, questions = (
+            _embed(bert, self.tokenizer, part) for part in (self._held, self._questions)
+        )
+        return passages, questions
+
+    def row(self, name: str, bert: Any, nbytes: float) -> Row:
+        """What ``bert`` loses."""
+        ours, asked = self._embeddings(bert)
+        cosine = (ours * self._right).sum(-1)
+        row = Row("minilm-help", "float32", name, REFERENCE, "ok", error=0.0)
+        row.figures |= {
+            "cosine": float(cosine.mean()),
+            "least_cosine": float(cosine.min()),
+            "same_first": float(((asked @ ours.T).argmax(-1) == self._first).float().mean()),
+            "bytes": float(nbytes),
+        }
+        return row
+
+    def reference(self) -> Row:
+        """The float model's."""
+        size = sum(p.numel() * 4 for p in self.base.parameters())
+        row = Row("minilm-help", "float32", REFERENCE, REFERENCE, "ok", error=0.0)
+        row.figures |= {"cosine": 1.0, "least_cosine": 1.0, "same_first": 1.0, "bytes": float(size)}
+        return row
+
+
 def run(options: Options) -> list[Row]:
     """Quantizes the model anew for every contestant asked for."""
-    from transformers import AutoTokenizer
-
     from filbert.compress.quantize import plan_bits
 
     try:
-        filbert, folder = compiled_filbert(), minilm_folder()
+        given = HeldOut()
     except Unavailable as error:
         return [Row("minilm-help", "float32", REFERENCE, REFERENCE, "unavailable", str(error))]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = [passage.text for passage in _corpus().help_passages()]
-    random.Random(0).shuffle(texts)
-    seen, held = texts[:CALIBRATION], texts[CALIBRATION:]
-    questions = [_longest_sentence(text) for text in held]
-    base = model(MINILM)
-    right, asked = (_embed(base, tokenizer, part) for part in (held, questions))
-    first = (asked @ right.T).argmax(-1)
-    size = sum(p.numel() * 4 for p in base.parameters())
-    row = Row("minilm-help", "float32", REFERENCE, REFERENCE, "ok", error=0.0)
-    row.figures |= {"cosine": 1.0, "least_cosine": 1.0, "same_first": 1.0, "bytes": float(size)}
-    rows = [row]
+    filbert, tokenizer, base, seen = given.filbert, given.tokenizer, given.base, given.seen
+    rows = [given.reference()]
     for name in matching([*CONTESTANTS, *PLANNED], options.baselines or ("*",), "--baseline"):
         if not options.wants(f"minilm-help/float32/{name}"):
             continue
@@ -124,14 +159,5 @@ def run(options: Options) -> list[Row]:
             copy.deepcopy(base), bits, group=group, method=method, embed_bits=embed_bits,
             calibration=seen if method == "gptq" else None, tokenizer=tokenizer,
         )  # fmt: skip
-        ours, asked = (_embed(smaller, tokenizer, part) for part in (held, questions))
-        cosine = (ours * right).sum(-1)
-        row = Row("minilm-help", "float32", name, REFERENCE, "ok", error=0.0)
-        row.figures |= {
-            "cosine": float(cosine.mean()),
-            "least_cosine": float(cosine.min()),
-            "same_first": float(((asked @ ours.T).argmax(-1) == first).float().mean()),
-            "bytes": float(filbert.quantization_report(smaller).nbytes),
-        }
-        rows.append(row)
+        rows.append(given.row(name, smaller, filbert.quantization_report(smaller).nbytes))
     return rows

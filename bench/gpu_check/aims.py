@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ..cases import attn_varlen, e2e, linear_binary
+from ..cases import attn_varlen, e2e, ffn_lowrank, linear_binary
 from ..cases.attn_varlen import Mix
 from ..gpu_attention import VARLEN_ATTN
 from ..results import Report, Row
@@ -148,6 +148,16 @@ def aims() -> list[Aim]:
         )
         for shape in ("768x768", "768x3072", "3072x768")
     ]  # fmt: skip
+    found.append(
+        Aim(
+            "feed-forward part of rank 256, 16384 rows, against F.linear dense, float16",
+            1.3,
+            partial(
+                ratio, case=ffn_lowrank.NAME, workload="r256-m16384", who="filbert",
+                reference=ffn_lowrank.REFERENCE,
+            ),
+        )
+    )  # fmt: skip
     return found
 
 

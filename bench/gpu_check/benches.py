@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..cases import attn_varlen, e2e, e2e_binary, e2e_grouped, linear_binary, linear_grouped
+from ..cases import (
+    attn_varlen,
+    e2e,
+    e2e_binary,
+    e2e_grouped,
+    ffn_lowrank,
+    linear_binary,
+    linear_grouped,
+)  # fmt: skip
 from ..results import Report, Row, load
 from .libraries import Runner
 from .process import FAILED, NOT_RUN, PASSED, Deadline, Ended, Step, run
@@ -85,6 +93,10 @@ def plan() -> list[Bench]:
             "linear of few bits", linear_grouped.NAME,
             "768x3072-m16,768x3072-m2048,768*-m8192,3072x768-m8192", 0.5, 60,
             "384x1536-m16"
+        ),
+        Bench(
+            "feed-forward of low rank", ffn_lowrank.NAME, "r256-m16384,r256-m2048,r96-m16384", 0.5,
+            45, "r96-m64"
         ),
         Bench("norm_residual", "norm_residual", "1024x768,16384x768", 0.6, 45, "1024x768"),
         Bench("bias_gelu", "bias_gelu", "1024x3072,16384x3072", 0.6, 45, "1024x3072"),

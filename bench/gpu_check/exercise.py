@@ -220,6 +220,31 @@ def few_bits(device: str) -> Iterator[Outcome]:
             yield same(f"linear_grouped_codes {name}", (made, scale, zeros), right)
 
 
+def low_rank(device: str, dtype: str) -> Iterator[Outcome]:
+    """The feed-forward part of low rank: few rows, which blocks share, and many."""
+    from filbert import ops
+
+    kind = DTYPES[dtype]
+    # float16 on the CPU is the kernel for GPUs, run by the host.
+    pack = ops.pack_dense if device == "cpu" and dtype != "float16" else ops.pad_factor
+    for rows, rank, inner, other in ((3, 40, 1032, 17), (130, 200, 136, 256), (12300, 5, 72, 130)):
+        x = normal(rows, 72, dtype=kind)
+        shapes = ((rank, 72), (inner, rank), (other, inner), (48, other))
+        factors = [
+            (normal(*s, dtype=torch.float32, seed=i) * s[1] ** -0.5).to(kind)
+            for i, s in enumerate(shapes)
+        ]
+        bias, last = normal(inner, dtype=kind, seed=5), normal(48, dtype=kind, seed=6)
+        a, b, c, d = (f.double() for f in factors)
+        right = F.gelu(x.double() @ a.T @ b.T + bias.double()) @ c.T @ d.T + last.double()
+        pa, pb, pc, pd = (pack(f).to(device) for f in factors)
+        got = ops.ffn_lowrank(
+            x.to(device), pa, pb, bias.to(device), pc, pd, last.to(device), rank, inner, other, 48
+        )
+        name = f"ffn_lowrank {dtype} {rows} rows, ranks {rank} and {other}"
+        yield name, row_error(got.cpu(), right), TOLERANCE[dtype]
+
+
 def large(device: str) -> list[tuple[int, int, int]]:
     """Rows, inputs and outputs of a binary layer with more large tiles than multiprocessors: a GPU
     makes small tiles of any smaller one. In five columns of tiles, and two stages of inputs."""
@@ -249,6 +274,8 @@ def outcomes(device: str, quick: bool) -> Iterator[Outcome]:
     for dtype in dtypes_on(device):
         calls += [attention(device, dtype, (dim,), False) for dim in (32, 64, 128, 40)]
         calls += [attention(device, dtype, (64,), True), rows(device, dtype)]
+        if device == "cpu" or dtype != "float32":
+            calls.append(low_rank(device, dtype))
     yield from in_turn(calls)
 
 

@@ -5,7 +5,8 @@
 
 namespace filbert {
 
-// A weight of low rank as two factors, W = B A, each packed as linear_dense's.
+// A weight of low rank as two factors, W = B A. On a CPU each is packed as linear_dense's; on a GPU
+// rows follow each other, padded with zeros to multiples of 16 both ways.
 struct LowRankFactors {
   const void* a;     // of [R, K]
   const void* b;     // of [N, R]
@@ -13,6 +14,9 @@ struct LowRankFactors {
   int64_t rank;      // R
   int64_t held;      // the rank that they were packed with: R, or more, and the first R are used
 };
+
+// The largest rank of the kernel for GPUs, whose registers hold sums as wide as the rank.
+constexpr int64_t kLowRankMostRankCuda = 256;
 
 // out = LayerNorm(act(x W_up^T + bias) W_down^T + bias + residual). Without norm_weight there is no
 // LayerNorm. Row strides count elements; rows are contiguous.
@@ -33,8 +37,13 @@ struct FfnLowRankArgs {
   int64_t outputs;          // N
   Activation activation;
   float eps;
+  float* partial;  // CUDA only: sums of the splits, ffn_lowrank_partial_values of them
+  int64_t splits;  // likewise, set by ffn_lowrank_cuda
 };
 
 void ffn_lowrank_cpu(const FfnLowRankArgs& args);
+void ffn_lowrank_cuda(const FfnLowRankArgs& args, void* stream);
+// How many values of working memory a call needs on a GPU; 0 for none.
+int64_t ffn_lowrank_partial_values(const FfnLowRankArgs& args);
 
 }  // namespace filbert

@@ -23,5 +23,7 @@ inline int multiprocessors() { return 1; }
 // Compute capability as 10 * major + minor: 9.0, or what a test pretends.
 inline int compute_capability() { return hostcuda::capability(); }
 
+inline int64_t shared_memory_most() { return hostcuda::shared_most(); }
+
 }  // namespace cuda
 }  // namespace filbert

@@ -18,7 +18,7 @@ namespace hostcuda {
 namespace {
 
 constexpr size_t kStackBytes = size_t{64} << 10;
-constexpr size_t kSharedMost = size_t{99} << 10;  // of a block, on the GPUs that allow least
+constexpr size_t kSharedMost = size_t{227} << 10;  // of a block, on the GPUs that allow most
 constexpr size_t kSharedAlignment = 128;
 constexpr size_t kMargin = 4096;         // before a block's shared memory, watched for stray writes
 constexpr unsigned char kPoison = 0xff;  // a NaN in every float format
@@ -306,7 +306,8 @@ void run(const char* kernel, int64_t blocks, int64_t threads, int64_t shared_byt
   m.current = nullptr;
   m.error.clear();
   const auto shared = static_cast<size_t>(shared_bytes);
-  if (threads < 1 || threads > 1024 || threads % kWarp != 0 || blocks < 0 || shared > kSharedMost) {
+  if (threads < 1 || threads > 1024 || threads % kWarp != 0 || blocks < 0 ||
+      shared > static_cast<size_t>(shared_most())) {
     throw std::runtime_error(place() + ": no GPU launches " + std::to_string(blocks) +
                              " blocks of " + std::to_string(threads) + " threads with " +
                              std::to_string(shared_bytes) + " bytes of shared memory");
@@ -334,6 +335,19 @@ uint64_t seed() { return machine().seed; }
 
 void set_capability(int capability) { machine().capability = capability; }
 int capability() { return machine().capability; }
+int64_t shared_most() {
+  switch (capability()) {
+    case 75:
+      return 64 << 10;
+    case 80:
+      return 163 << 10;
+    case 90:
+    case 100:
+      return 227 << 10;
+    default:
+      return 99 << 10;
+  }
+}
 
 void record(bool on) {
   machine().recording = on;

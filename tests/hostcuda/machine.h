@@ -36,6 +36,8 @@ uint64_t seed();
 // The compute capability that launches see, as 10 * major + minor. 90 at first.
 void set_capability(int capability);
 int capability();
+// Bytes of shared memory that a block may have there.
+int64_t shared_most();
 
 // While recording, operands are not copied and every launch is kept; replay() repeats them on what
 // memory holds then. The host's view of a CUDA graph.

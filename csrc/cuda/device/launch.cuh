@@ -65,6 +65,11 @@ int device_attribute() {
 
 inline int multiprocessors() { return device_attribute<cudaDevAttrMultiProcessorCount>(); }
 
+// Bytes of shared memory that a block may have.
+inline int64_t shared_memory_most() {
+  return device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>();
+}
+
 // Compute capability as 10 * major + minor.
 inline int compute_capability() {
   return 10 * device_attribute<cudaDevAttrComputeCapabilityMajor>() +

@@ -17,7 +17,7 @@ from ._attn_tiles import attn_tiles
 from ._attn_varlen import attn_varlen, head_dims
 from ._bias_gelu import bias_gelu_
 from ._embedding_grouped import embedding_grouped, pack_table, unpack_table
-from ._ffn_lowrank import ffn_lowrank
+from ._ffn_lowrank import ffn_lowrank, pad_factor
 from ._gather_rows import gather_rows
 from ._linear_binary import linear_binary, linear_binary_bits
 from ._linear_dense import PANEL, linear_dense, pack_dense, unpack_dense
@@ -70,6 +70,7 @@ __all__ = [
     "pack_groups",
     "pack_heads",
     "pack_table",
+    "pad_factor",
     "quantize_rows",
     "softmax_table",
     "unpack_dense",

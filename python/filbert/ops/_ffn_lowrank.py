@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ._linear_dense import reference_linear_dense
@@ -42,15 +43,16 @@ def ffn_lowrank(
     Ranks may be less than the factors were packed with, as for :func:`filbert.linear_lowrank`.
 
     Args:
-        x: ``[T, K]`` rows, float32 or bfloat16; any row stride.
-        up_a: :func:`pack_dense` of A1 ``[R, K]``. All factors have one dtype, as
-            :func:`filbert.linear_dense` takes it.
+        x: ``[T, K]`` rows, float32 or bfloat16, on CUDA float16 or bfloat16; any row stride, on
+            CUDA a multiple of 8. There K, I and N are multiples of 8 too.
+        up_a: :func:`pack_dense` of A1 ``[R, K]``, on CUDA :func:`pad_factor` of it. All factors
+            have one dtype, as :func:`filbert.linear_dense` takes it, on CUDA that of ``x``.
         up_b: of B1 ``[I, R]``.
         up_bias: ``[I]`` in the dtype of ``x``, or None.
         down_a: of A2 ``[S, I]``.
         down_b: of B2 ``[N, S]``.
         down_bias: ``[N]`` in the dtype of ``x``, or None.
-        up_rank: R, any from 1 to that of the factors.
+        up_rank: R, any from 1 to that of the factors, on CUDA at most 256.
         inner: I.
         down_rank: S, likewise.
         outputs: N.
@@ -62,10 +64,11 @@ def ffn_lowrank(
 
     Returns:
         ``[T, N]`` in the dtype of ``x``. Sums are float32; with bfloat16 rows what a product gives
-        is rounded to bfloat16 before the next one takes it.
+        is rounded to bfloat16 before the next one takes it. On CUDA blocks share the inner width of
+        few rows, so that a row's last bits depend on how many rows there are.
 
     Raises:
-        RuntimeError: shapes, dtypes or factors that do not fit, or CUDA tensors.
+        RuntimeError: shapes, dtypes or factors that do not fit.
 
     Paper: FlashSVD, arXiv 2508.01506.
     """
@@ -74,11 +77,6 @@ def ffn_lowrank(
         "down_bias": down_bias, "residual": residual, "norm_weight": norm_weight,
         "norm_bias": norm_bias,
     }  # fmt: skip
-    if x.is_cuda:
-        raise RuntimeError(
-            f"ffn_lowrank: device; got {x.device}; need cpu; try torch.nn.functional.linear for "
-            "each factor there"
-        )
     if not calling.compiled("ffn_lowrank", x):
         calling.one_device("ffn_lowrank", x, **others)
         run: Any = reference_ffn_lowrank
@@ -89,6 +87,19 @@ def ffn_lowrank(
         activation, residual, norm_weight, norm_bias, eps,
     )  # fmt: skip
     return result
+
+
+def pad_factor(weight: Tensor) -> Tensor:
+    """A factor in the layout of :func:`ffn_lowrank` on CUDA.
+
+    Args:
+        weight: ``[N, K]``, float16 or bfloat16.
+
+    Returns:
+        The same with zeros behind it, both sides multiples of 16.
+    """
+    outputs, inputs = weight.shape
+    return F.pad(weight.detach(), (0, -inputs % 16, 0, -outputs % 16)).contiguous()
 
 
 def reference_ffn_lowrank(
@@ -157,6 +168,5 @@ register(
         fake=_fake_ffn_lowrank,
         reference=reference_ffn_lowrank,
         explain=_explain_ffn_lowrank,
-        devices=("cpu",),
     )
 )

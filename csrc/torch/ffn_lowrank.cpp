@@ -1,5 +1,7 @@
-// A CPU operator alone, until its kernel for GPUs is there.
 #include "args/ffn_lowrank.h"
+
+#include <algorithm>
+#include <utility>
 
 #include "torch/shared/activation.h"
 #include "torch/shared/capacity.h"
@@ -11,6 +13,37 @@ namespace filbert {
 namespace {
 
 constexpr const char* kOp = "ffn_lowrank";
+
+// A factor for a GPU: rows that follow each other, both sides padded to multiples of 16.
+void check_padded(const Tensor& factor, int64_t outputs, int64_t inputs, const char* name) {
+  const auto padded = [](int64_t n) { return (n + 15) / 16 * 16; };
+  const bool fits = factor.dim() == 2 && factor.size(0) == padded(outputs) &&
+                    factor.size(1) == padded(inputs) && factor.is_contiguous() &&
+                    reinterpret_cast<uintptr_t>(factor.const_data_ptr()) % 16 == 0;
+  if (fits) return;
+  std::ostringstream need;
+  need << "a contiguous [" << padded(outputs) << ", " << padded(inputs) << "] for " << outputs
+       << " outputs of " << inputs << " inputs";
+  check(false, kOp, name, factor, need.str().c_str(), "pad_factor of the [N, K] factor");
+}
+
+// What the kernel for a GPU cannot do.
+void check_for_gpu(const FfnLowRankArgs& args, const Tensor& x) {
+  check(args.dtype != DType::kFloat32, kOp, "dtype of x", "float32", "float16 or bfloat16 on a GPU",
+        "x.half()");
+  for (const auto& [size, name] :
+       {std::pair{args.inputs, "inputs"}, {args.inner, "inner"}, {args.outputs, "outputs"}}) {
+    check(size % 8 == 0, kOp, name, size, "a multiple of 8 on a GPU",
+          "torch.nn.functional.linear for each factor");
+  }
+  check(std::max(args.up.rank, args.down.rank) <= kLowRankMostRankCuda, kOp, "rank",
+        std::max(args.up.rank, args.down.rank), "256 at most on a GPU",
+        "torch.nn.functional.linear for each factor");
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 && x.stride(0) % 8 == 0;
+  check(aligned || x.size(0) < 1, kOp, "x", x, "rows that begin at multiples of 16 bytes",
+        "x.contiguous().clone()");
+}
 
 void check_size(int64_t size, const char* name) {
   check(size >= 1, kOp, name, size, "1 or more", "the size of the factors before packing");
@@ -35,9 +68,20 @@ Tensor ffn_lowrank(Tensor x, Tensor up_a, Tensor up_b, std::optional<Tensor> up_
   args.outputs = outputs;
   args.up.rank = up_rank;
   args.down.rank = down_rank;
-  args.weight_dtype = packed_dtype(up_a, args.dtype, kOp, "up_a");
-  args.up.held = held_rank(up_b, args.weight_dtype, up_rank);
-  args.down.held = held_rank(down_b, args.weight_dtype, down_rank);
+  if (kOnGpu) {
+    check_for_gpu(args, x);
+    check_like(up_a, x, kOp, "up_a");
+    args.weight_dtype = args.dtype;
+    const auto held = [](const Tensor& b, int64_t rank) {
+      return std::max((rank + 15) / 16 * 16, b.dim() == 2 ? b.size(1) : 0);
+    };
+    args.up.held = held(up_b, up_rank);
+    args.down.held = held(down_b, down_rank);
+  } else {
+    args.weight_dtype = packed_dtype(up_a, args.dtype, kOp, "up_a");
+    args.up.held = held_rank(up_b, args.weight_dtype, up_rank);
+    args.down.held = held_rank(down_b, args.weight_dtype, down_rank);
+  }
   const struct {
     const Tensor& weight;
     const char* name;
@@ -52,7 +96,9 @@ Tensor ffn_lowrank(Tensor x, Tensor up_a, Tensor up_b, std::optional<Tensor> up_
           (std::string("dtype of ") + factor.name).c_str(),
           torch::headeronly::toString(factor.weight.scalar_type()), "that of up_a",
           "one dtype for all factors");
-    check_packed(factor.weight, args.weight_dtype, factor.inputs, factor.outputs, kOp, factor.name);
+    kOnGpu ? check_padded(factor.weight, factor.outputs, factor.inputs, factor.name)
+           : check_packed(factor.weight, args.weight_dtype, factor.inputs, factor.outputs, kOp,
+                          factor.name);
   }
   if (up_bias) check_vector(*up_bias, inner, x, kOp, "up_bias");
   if (down_bias) check_vector(*down_bias, outputs, x, kOp, "down_bias");
@@ -62,6 +108,12 @@ Tensor ffn_lowrank(Tensor x, Tensor up_a, Tensor up_b, std::optional<Tensor> up_
   args.x_row = x.stride(0);
   Tensor out = empty_rows(x, args.rows, outputs, x.scalar_type());
   if (args.rows == 0) return out;
+  std::optional<Tensor> partial;
+#if defined(FILBERT_CUDA) || defined(FILBERT_HOSTCUDA)
+  if (const int64_t values = ffn_lowrank_partial_values(args)) {
+    partial = torch::stable::new_empty(x, {values}, ScalarType::Float);
+  }
+#endif
   Call call(x);
   args.x = call.read(x);
   args.up.a = call.read(up_a);
@@ -74,7 +126,8 @@ Tensor ffn_lowrank(Tensor x, Tensor up_a, Tensor up_b, std::optional<Tensor> up_
   args.norm_weight = norm_weight ? call.read(*norm_weight) : nullptr;
   args.norm_bias = norm_bias ? call.read(*norm_bias) : nullptr;
   args.out = call.write(out);
-  ffn_lowrank_cpu(args);
+  if (partial) args.partial = call.write<float>(*partial);
+  FILBERT_RUN(ffn_lowrank, args, call);
   call.finish();
   return out;
 }
