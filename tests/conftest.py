@@ -168,6 +168,8 @@ def gpu(backend: str, monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr("filbert.conversion.hugging_face.layers._device_reasons", lambda *_: [])
     monkeypatch.setattr(ops, "head_dims", lambda _, own=ops.head_dims: own(torch.device("cuda")))
     monkeypatch.setattr("filbert.nn.dense.backends.BACKENDS", (FLinear,))
+    for module in ("lowrank.linear", "build"):
+        monkeypatch.setattr(f"filbert.nn.{module}.on_gpu", lambda _: True)
 
     def rows(dtype: torch.dtype, device: torch.device) -> torch.dtype:
         return dtype if dtype == torch.float16 else row_dtype(dtype, device)

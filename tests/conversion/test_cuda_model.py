@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import BACKENDS
-from filbert import convert, embed, report, revert
+from filbert import convert, embed, factorize, report, revert, use_rank
 from filbert.plan import PackedEncoderConfig
 from models import FAMILIES, MASKS, assert_same_state, bits, build, exactly, swapped, tokens
 from tolerances import assert_close_to_native, assert_exact
@@ -126,3 +126,25 @@ def test_report_names_the_kernels(gpu):
     if gpu.type == "cuda":
         assert any(kernel.startswith("attn_varlen cuda sm_") for kernel in kernels.values())
     assert any("F.linear" in kernel for kernel in kernels.values())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_model_of_low_rank(gpu, dtype):
+    """Its feed-forward part is one kernel where rows have 16 bits."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
+    model = factorize(made("bert", dtype, gpu, **sizes), ranks=19)
+    mask = MASKS["scattered"]
+    part = swapped(model).layers[0].feed_forward
+    assert part.kind == "lowrank"
+    assert (part.why_not_fused() is None) == (dtype != torch.float32)
+    assert "rank 19" in str(report(model))
+    ours = kept_rows(model, mask, gpu)
+    use_rank(model, 16)
+    smaller = kept_rows(model, mask, gpu)
+    use_rank(model, None)
+    assert not torch.equal(smaller, ours)
+    assert_exact(kept_rows(model, mask, gpu), ours)
+    plain = revert(model)
+    native, exact = kept_rows(plain, mask, gpu), kept_rows(exactly(plain), mask, gpu)
+    # Two products in the place of each, so errors of twice as many roundings.
+    assert_close_to_native(ours, native, exact, factor=4.0)

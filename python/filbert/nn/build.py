@@ -22,7 +22,7 @@ from .layer import EncoderLayer, FeedForward, RowNorm
 from .lowrank.attention import LowRankAttention
 from .lowrank.factors import Factors
 from .lowrank.feed_forward import FeedForwardLowRank
-from .lowrank.linear import LinearLowRank
+from .lowrank.linear import LinearLowRank, on_gpu
 from .parts import LayerParts
 
 __all__ = ["JOINT", "CompressedParts", "build_layer", "dense_layer", "why_not"]
@@ -81,8 +81,6 @@ def _why_not_lowrank(
     parts: LayerParts, slot: str, names: Sequence[str], compressed: CompressedParts
 ) -> list[str]:
     of = [getattr(parts, name).weight.detach() for name in names]
-    if of[0].device.type != "cpu":
-        return [f"low-rank {slot}: got weights on {of[0].device}, need cpu"]
     if slot != "feed_forward" and _head_padding(parts):
         step = ops.head_dims(of[0].device).step
         return [f"low-rank {slot}: got heads of {parts.head_dim}, need a multiple of {step} here"]
@@ -235,7 +233,8 @@ class _Builder:
             return self.linear(kind)(names, bias)
 
         all_of = list(_PARTS["attention"])
-        if kind == "lowrank" and self.parts.head_dim % ops.PANEL == 0:
+        whole = self.parts.head_dim % ops.PANEL == 0 and not on_gpu(self.device)
+        if kind == "lowrank" and whole:
             return LowRankAttention(
                 projection(all_of), self.parts.num_heads, self.parts.scale,
                 splits_query=split_query,

@@ -17,7 +17,7 @@ from ._attn_tiles import attn_tiles
 from ._attn_varlen import attn_varlen, head_dims
 from ._bias_gelu import bias_gelu_
 from ._embedding_grouped import embedding_grouped, pack_table, unpack_table
-from ._ffn_lowrank import ffn_lowrank, pad_factor
+from ._ffn_lowrank import ffn_lowrank, most_rank, pad_factor
 from ._gather_rows import gather_rows
 from ._linear_binary import linear_binary, linear_binary_bits
 from ._linear_dense import PANEL, linear_dense, pack_dense, unpack_dense
@@ -60,6 +60,7 @@ __all__ = [
     "linear_grouped",
     "linear_grouped_codes",
     "linear_lowrank",
+    "most_rank",
     "norm_residual",
     "norm_residual_",
     "norm_residual_codes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,6 +13,9 @@ from ._linear_lowrank import against_dense, cut_factors
 from .shared import calling
 from .shared.dtypes import wide_dtype
 from .shared.operator import Operator, register
+
+#: compute capabilities whose blocks may have more than 99 KiB
+_MUCH_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
 
 
 def ffn_lowrank(
@@ -87,6 +91,14 @@ def ffn_lowrank(
         activation, residual, norm_weight, norm_bias, eps,
     )  # fmt: skip
     return result
+
+
+def most_rank(device: torch.device) -> int:
+    """The largest rank of :func:`ffn_lowrank` on a GPU: 256, or 128 where a block has less than 104
+    KiB of shared memory, as on all but those for data centres."""
+    if device.type != "cuda":
+        return 256
+    return 256 if torch.cuda.get_device_capability(device) in _MUCH_SHARED_MEMORY else 128
 
 
 def pad_factor(weight: Tensor) -> Tensor:

@@ -87,7 +87,8 @@ def factorize(
         model = filbert.factorize(model, param_ratio=0.5, calibration=texts)
 
     Args:
-        model: what :func:`filbert.convert` takes, on a CPU and in eval mode.
+        model: what :func:`filbert.convert` takes, in eval mode. On a GPU only the feed-forward part
+            has a kernel for factors; the others are pairs of cuBLAS products there.
         param_ratio: numbers of all factors over numbers of all weights, between 0 and 1. Ranks are
             multiples of 16, and go where they keep most.
         energy: the share of its results' squares that each weight keeps at least; in the place of
@@ -167,8 +168,6 @@ def choose(
     """The first half of :func:`factorize`, whose arguments these are."""
     if sum(given is not None for given in (param_ratio, energy, ranks)) != 1:
         raise ValueError("budget: need one of param_ratio, energy and ranks")
-    if (device := next(module.parameters()).device).type != "cpu":
-        raise ValueError(f"model: got {device}, need cpu")
     # Whatever is refused is refused now, while the weights are what they were.
     convert(module, config)
     revert(module)

@@ -57,6 +57,8 @@ def _product(linear: Any) -> _Product | None:
 
         return of_few_bits
     if type(linear) is LinearLowRank:
+        if linear.on_gpu:
+            return None
         a, b, rank, count = linear.a, linear.b, linear.rank_in_use, linear.out_features
         add, act = linear.bias, linear.activation or "none"
         lowrank = torch.ops.filbert.linear_lowrank.default

@@ -5,6 +5,7 @@ Paper: FlashSVD, arXiv 2508.01506.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ... import ops
@@ -17,7 +18,8 @@ __all__ = ["FeedForwardLowRank"]
 
 class FeedForwardLowRank(FeedForward):
     """Rows to rows by :func:`filbert.ffn_lowrank`: ``down(up(rows)) + rows``, and LayerNorm of
-    that, without an activation as wide as the inner dimension.
+    that, without an activation as wide as the inner dimension. On a GPU, what the operator cannot
+    do there runs as the two layers.
 
     Args:
         up: N to F, with its activation.
@@ -37,10 +39,24 @@ class FeedForwardLowRank(FeedForward):
             )
         super().__init__(up, down)
 
+    def why_not_fused(self) -> str | None:
+        """Why a GPU does not run it as one operator, or None if it does."""
+        up, down = self.up, self.down
+        sizes = (up.in_features, up.out_features, down.out_features)
+        if up.compute_dtype == torch.float32:
+            return "rows are float32"
+        if any(size % 8 for size in sizes):
+            return f"sizes {sizes} are no multiples of 8"
+        most = ops.most_rank(up.a.device)
+        rank = max(up.rank_in_use, down.rank_in_use)
+        return None if rank <= most else f"rank {rank} is above {most}"
+
     def forward(self, rows: Tensor, *, norm: RowNorm) -> Tensor:
         """Rows ``[T, N]`` to ``[T, N]``; each row on its own."""
         check_no_gradient("FeedForwardLowRank", rows=rows)
         up, down = self.up, self.down
+        if up.on_gpu and self.why_not_fused() is not None:
+            return super().forward(rows, norm=norm)
         return ops.ffn_lowrank(
             rows, up.a, up.b, up.bias, down.a, down.b, down.bias, up.rank_in_use,
             up.out_features, down.rank_in_use, down.out_features, up.activation or "none", rows,

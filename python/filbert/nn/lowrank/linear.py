@@ -10,45 +10,49 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ... import ops
+from ..dense.backends import GELU_FORMS, FLinear
 from ..dense.linear import row_dtype
 from ..inference import check_no_gradient
 from .factors import Factors
 
 __all__ = ["LinearLowRank"]
 
+
+def on_gpu(device: torch.device) -> bool:
+    """Whether factors there are held as the kernels for GPUs take them."""
+    return device.type == "cuda"
+
+
 _ACTIVATIONS = (None, "gelu", "gelu_tanh", "relu", "silu")
 
 
 class LinearLowRank(nn.Module):
-    """``activation(x @ (b @ a).T + bias)`` on a CPU, as two products. For inference only.
+    """``activation(x @ (b @ a).T + bias)`` as two products, by :func:`filbert.linear_lowrank` on a
+    CPU and by cuBLAS on a GPU. For inference only.
 
     Args:
         factors: of the weight ``[N, K]``, or of several over the same inputs, one below the other.
         bias: ``[N]``, or None; converted to ``compute_dtype``.
-        activation: None, ``"gelu"`` (erf), ``"gelu_tanh"``, ``"relu"`` or ``"silu"``.
+        activation: None, ``"gelu"`` (erf) or ``"gelu_tanh"``; on a CPU ``"relu"`` or ``"silu"``
+            too.
         sizes: outputs of each weight; all are one if not given.
         compute_dtype: of rows, as :class:`filbert.nn.PackedLinear` takes it.
 
     Attributes:
-        a, b: of :func:`filbert.pack_dense`.
+        a, b: of :func:`filbert.pack_dense`, on a GPU of :func:`filbert.pad_factor`.
         rank: R.
         rank_in_use: how many of the factors' directions are used, R or less.
 
     Raises:
-        ValueError: shapes, dtypes, a device or an activation that do not fit.
+        ValueError: shapes, dtypes or an activation that do not fit.
     """
 
     takes_bits = False
     takes_codes = False
     keeps_weight = True
-    batch_invariant = True
-    #: how many blocks of rows go through it at a time, see :mod:`filbert.nn.row_blocks`
-    row_blocks = 1
-    #: what applies a LayerNorm after it
-    norm_kernel = "in linear_lowrank"
-    reason = "weight of low rank, two products; a row's bits depend on the row alone"
     a: Tensor
     b: Tensor
     bias: Tensor | None
@@ -63,10 +67,9 @@ class LinearLowRank(nn.Module):
         compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation: got {activation!r}, need one of {_ACTIVATIONS}")
-        if factors.a.device.type != "cpu":
-            raise ValueError(f"factors: got {factors.a.device}, need cpu")
+        known = (None, *GELU_FORMS) if on_gpu(factors.a.device) else _ACTIVATIONS
+        if activation not in known:
+            raise ValueError(f"activation: got {activation!r}, need one of {known}")
         self.rank, self.in_features = factors.a.shape
         self._rank_in_use = self.rank
         self.out_features = factors.b.shape[0]
@@ -77,8 +80,10 @@ class LinearLowRank(nn.Module):
             raise ValueError(f"bias: got {tuple(bias.shape)}, need [{self.out_features}]")
         self.activation, self.weight_dtype, self.trainable = activation, factors.a.dtype, False
         self.compute_dtype = compute_dtype or row_dtype(factors.a.dtype, factors.a.device)
-        self.register_buffer("a", ops.pack_dense(factors.a.detach()))
-        self.register_buffer("b", ops.pack_dense(factors.b.detach()))
+        self.on_gpu = on_gpu(factors.a.device)
+        pack = ops.pad_factor if self.on_gpu else ops.pack_dense
+        self.register_buffer("a", pack(factors.a.detach()))
+        self.register_buffer("b", pack(factors.b.detach()))
         held = None if bias is None else bias.detach().to(self.compute_dtype).contiguous()
         self.register_buffer("bias", held)
 
@@ -97,17 +102,46 @@ class LinearLowRank(nn.Module):
     @property
     def factors(self) -> Factors:
         """The factors as they came."""
+        if self.on_gpu:
+            return Factors(*(t.contiguous() for t in self._used(self.rank)))
         return Factors(
             ops.unpack_dense(self.a, self.rank, self.in_features),
             ops.unpack_dense(self.b, self.out_features, self.rank),
         )
+
+    def _used(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Both factors without what they are padded with, on a GPU."""
+        return self.a[:rank, : self.in_features], self.b[: self.out_features, :rank]
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a row's bits depend on that row alone."""
+        return not self.on_gpu
+
+    @property
+    def row_blocks(self) -> int:
+        """How many blocks of rows go through it at a time, see :mod:`filbert.nn.row_blocks`."""
+        return 0 if self.on_gpu else 1
+
+    @property
+    def norm_kernel(self) -> str:
+        """What applies a LayerNorm after it."""
+        return "norm_residual" if self.on_gpu else "in linear_lowrank"
+
+    @property
+    def reason(self) -> str:
+        """Why this kernel, for :func:`filbert.report`."""
+        if self.on_gpu:
+            return "weight of low rank, two products"
+        return "weight of low rank, two products; a row's bits depend on the row alone"
 
     @property
     def kernel(self) -> str:
         """The kernel in a few words, for :func:`filbert.report`."""
         activation = "" if self.activation is None else f" + {self.activation.partition('_')[0]}"
         of = "" if self.rank_in_use == self.rank else f" of {self.rank}"
-        return f"linear_lowrank, rank {self.rank_in_use}{of}{activation}"
+        name = "cuBLAS twice" if self.on_gpu else "linear_lowrank"
+        return f"{name}, rank {self.rank_in_use}{of}{activation}"
 
     @property
     def weight_bytes(self) -> int:
@@ -134,6 +168,10 @@ class LinearLowRank(nn.Module):
             RuntimeError: shapes, dtypes or devices that do not fit, or a gradient is asked for.
         """
         check_no_gradient("LinearLowRank", x=x)
+        if self.on_gpu:
+            a, b = self._used(self.rank_in_use)
+            second = FLinear(b, self.compute_dtype)
+            return second.run(F.linear(x, a), self.bias, self.activation, residual, norm)
         after = () if norm is None else (norm.weight, norm.bias, norm.eps)
         return ops.linear_lowrank(
             x, self.a, self.b, self.rank_in_use, self.out_features, self.bias,
@@ -151,10 +189,11 @@ class LinearLowRank(nn.Module):
         return None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LinearLowRank:
-        if fn(bare := torch.empty(0, dtype=self.compute_dtype)) is not bare:
+        bare = torch.empty(0, dtype=self.compute_dtype, device=self.a.device)
+        if fn(bare) is not bare:
             raise RuntimeError(
-                f"LinearLowRank: its factors are packed for {self.compute_dtype} on cpu and cannot "
-                "be cast or moved; try casting the model before it is factorized"
+                f"LinearLowRank: its factors are packed for {self.compute_dtype} on {bare.device} "
+                "and cannot be cast or moved; try casting the model before it is factorized"
             )
         return self
 
