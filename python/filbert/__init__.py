@@ -48,7 +48,13 @@ from .plan import EncoderPlan, LayerPlan, PackedEncoderConfig
 
 if TYPE_CHECKING:
     from .compress.binarize.conversion import binarize
-    from .compress.lowrank import factorization_report, factorize, use_rank
+    from .compress.lowrank import (
+        factorization_report,
+        factorize,
+        load_factorized,
+        save_factorized,
+        use_rank,
+    )
     from .compress.quantize import (
         import_quantized,
         load_quantized,
@@ -92,6 +98,7 @@ __all__ = [
     "linear_grouped_codes",
     "linear_lowrank",
     "load_binary",
+    "load_factorized",
     "load_quantized",
     "norm_residual",
     "norm_residual_",
@@ -106,6 +113,7 @@ __all__ = [
     "quantize_rows",
     "report",
     "revert",
+    "save_factorized",
     "save_quantized",
     "softmax_table",
     "unpack_dense",
@@ -119,9 +127,11 @@ _LATER = {
     "factorization_report": ".compress.lowrank",
     "factorize": ".compress.lowrank",
     "import_quantized": ".compress.quantize",
+    "load_factorized": ".compress.lowrank",
     "load_quantized": ".compress.quantize",
     "quantization_report": ".compress.quantize",
     "quantize": ".compress.quantize",
+    "save_factorized": ".compress.lowrank",
     "save_quantized": ".compress.quantize",
     "use_rank": ".compress.lowrank",
 }

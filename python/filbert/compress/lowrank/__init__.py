@@ -7,6 +7,7 @@ from ...nn.lowrank.factors import Factors
 from .allocation import break_even, plan_ranks
 from .conversion import factorize
 from .elastic import use_rank
+from .folders import load_factorized, save_factorized
 from .report import FactorizationReport, factorization_report
 from .spectrum import Spectrum, spectrum_of
 from .training import FactorTraining
@@ -19,7 +20,9 @@ __all__ = [
     "break_even",
     "factorization_report",
     "factorize",
+    "load_factorized",
     "plan_ranks",
+    "save_factorized",
     "spectrum_of",
     "use_rank",
 ]

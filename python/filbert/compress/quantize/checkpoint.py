@@ -15,7 +15,6 @@ Everything else is stored as transformers does it.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +32,10 @@ from ...nn.lowrank.factors import Factors
 from ...nn.parts import LINEARS
 from ...ops import FIELDS, PANEL
 from ...plan import PackedEncoderConfig
+from ..checked_files import crc32_of
 from .report import QuantizationReport, QuantizedRow, quantization_report
 
-__all__ = ["METHOD", "Manifest", "WeightEntry", "save_quantized", "verify", "write_folder"]
+__all__ = ["METHOD", "Manifest", "WeightEntry", "save_quantized", "write_folder"]
 
 #: ``quant_method`` of a folder's ``quantization_config``
 METHOD = "filbert"
@@ -184,12 +184,6 @@ class Manifest:
                 QuantizedRow(name, entry.bits, group, nbytes[name], entry.error, entry.of_results)
             )
         return QuantizationReport(rows, self.method)
-
-
-def crc32_of(t: Tensor) -> int:
-    """Of the bytes of a tensor."""
-    flat = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return zlib.crc32(flat.numpy().data)
 
 
 def save_quantized(model: Any, folder: str | Path) -> None:
@@ -342,50 +336,3 @@ def _weights_of(
             weight = own.get(part)
             if isinstance(weight, GroupedWeight):
                 yield names[linear], weight
-
-
-def verify(folder: Path, manifest: Manifest) -> None:
-    """Reads the file of a folder and compares every tensor with its CRC-32.
-
-    Raises:
-        ValueError: a tensor that is cut off, missing, unknown or damaged; it is named.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    path = folder / WEIGHTS_FILE
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            # A cut file is refused by safetensors as a whole; this says from which tensor on.
-            header: Any = json.loads(file.read(length)) if length < size else None
-            ends = {
-                name: 8 + length + entry["data_offsets"][1]
-                for name, entry in sorted(
-                    ((n, e) for n, e in header.items() if n != "__metadata__"),
-                    key=lambda pair: pair[1]["data_offsets"],
-                )
-            }
-        except (ValueError, AttributeError, TypeError, KeyError, IndexError, RecursionError):
-            raise ValueError(
-                f"{path}: its header, which names the tensors, is damaged; try copying it again"
-            ) from None
-    if cut := [name for name, end in ends.items() if end > size]:
-        raise ValueError(
-            f"{path}: got {size} bytes, need {max(ends.values())}; {cut[0]} is cut off, and "
-            f"{len(cut) - 1} tensors after it; try copying it again"
-        )
-    if missing := [name for name in manifest.crc32 if name not in ends]:
-        raise ValueError(f"{path}: {missing[0]} is missing, and {len(missing) - 1} more tensors")
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as held:
-            for name in ends:
-                if name not in manifest.crc32:
-                    raise ValueError(f"{path}: {name} is unknown to {CONFIG_FILE}")
-                if crc32_of(held.get_tensor(name)) != manifest.crc32[name]:
-                    raise ValueError(
-                        f"{path}: {name} is damaged, its bytes are not those that were saved; try "
-                        "copying the file again"
-                    )
-    except SafetensorError as error:
-        raise ValueError(f"{path}: got no whole safetensors file ({error})") from error

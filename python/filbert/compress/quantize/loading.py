@@ -16,7 +16,8 @@ from torch import nn
 
 from ...nn.grouped.embedding import EmbeddingGrouped
 from ...nn.grouped.weight import GroupedWeight
-from .checkpoint import CONFIG_FILE, METHOD, WEIGHTS_FILE, Manifest, WeightEntry, crc32_of, verify
+from ..checked_files import crc32_of, verify
+from .checkpoint import CONFIG_FILE, METHOD, WEIGHTS_FILE, Manifest, WeightEntry
 from .conversion import swap_in
 
 __all__ = ["load_quantized", "register"]
@@ -270,7 +271,8 @@ def load_quantized(
     for path in inner:
         if not (path / WEIGHTS_FILE).exists():
             raise FileNotFoundError(f"{path / WEIGHTS_FILE}: No such file")
-        verify(path, Manifest.from_dict(_quantization_of(path / CONFIG_FILE)))
+        manifest = Manifest.from_dict(_quantization_of(path / CONFIG_FILE))
+        verify(path / WEIGHTS_FILE, manifest.crc32)
     register()
     options = {"dtype": dtype or "auto"}
     if sentences:
