@@ -46,10 +46,11 @@ FILBERT_LIBRARY(m) {
       "activation='none', Tensor? residual=None, Tensor? norm_weight=None, Tensor? "
       "norm_bias=None, float eps=0.0) -> Tensor");
 
-  // x [T,K], factors [R,K], [I,R], [S,I] and [N,S] packed as linear_dense's, up_bias [I],
-  // down_bias, norm_weight and norm_bias [N], residual [T,N] -> [T,N]
+  // x [T,K], factors [R,K], [I,R], [S,I] and [N,S] packed as linear_dense's, where no up_a or
+  // down_b is the identity, up_bias [I], down_bias, norm_weight and norm_bias [N], residual [T,N]
+  // -> [T,N]
   m.def(
-      "ffn_lowrank(Tensor x, Tensor up_a, Tensor up_b, Tensor? up_bias, Tensor down_a, Tensor "
+      "ffn_lowrank(Tensor x, Tensor? up_a, Tensor up_b, Tensor? up_bias, Tensor down_a, Tensor? "
       "down_b, Tensor? down_bias, SymInt up_rank, SymInt inner, SymInt down_rank, SymInt outputs, "
       "str activation='gelu', Tensor? residual=None, Tensor? norm_weight=None, Tensor? "
       "norm_bias=None, float eps=0.0) -> Tensor");

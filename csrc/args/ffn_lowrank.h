@@ -8,8 +8,8 @@ namespace filbert {
 // A weight of low rank as two factors, W = B A. On a CPU each is packed as linear_dense's; on a GPU
 // rows follow each other, padded with zeros to multiples of 16 both ways.
 struct LowRankFactors {
-  const void* a;     // of [R, K]
-  const void* b;     // of [N, R]
+  const void* a;     // of [R, K]; of up it may be null, for the identity: R is K then
+  const void* b;     // of [N, R]; of down it may be null, likewise: R is N then
   const void* bias;  // [N] or null
   int64_t rank;      // R
   int64_t held;      // the rank that they were packed with: R, or more, and the first R are used

@@ -46,6 +46,10 @@ LinearDenseArgs to_inner(const FfnLowRankArgs& args) {
   LinearDenseArgs one = product(args, args.up.b, args.up.rank, args.up.held, args.inner);
   one.bias = args.up.bias;
   one.activation = args.activation;
+  if (!args.up.a) {
+    one.x = args.x;
+    one.x_row = args.x_row;
+  }
   return one;
 }
 LinearDenseArgs from_inner(const FfnLowRankArgs& args) {
@@ -60,6 +64,13 @@ LinearDenseArgs from_rank(const FfnLowRankArgs& args) {
   one.norm_bias = args.norm_bias;
   one.out = args.out;
   one.eps = args.eps;
+  return one;
+}
+// Where down has no second factor its sums are results, and what follows them follows here.
+LinearDenseArgs sums_to_results(const FfnLowRankArgs& args) {
+  LinearDenseArgs one = from_rank(args);
+  one.weight = args.down.a;
+  one.x_row = one.inputs = one.weight_inputs = args.inner;
   return one;
 }
 
@@ -96,14 +107,18 @@ void one_after_the_other(const FfnLowRankArgs& args) {
   const BlockMemory memory(args, args.rows, args.inner);
   char* const narrow = static_cast<char*>(shared.at_least(memory.bytes()));
   char* const wide = narrow + memory.narrow;
-  LinearDenseArgs products[] = {to_rank(args), to_inner(args), from_inner(args), from_rank(args)};
-  products[1].x = products[0].out = narrow;
-  products[2].x = products[1].out = wide;
-  products[3].x = products[2].out = narrow;
-  for (LinearDenseArgs& one : products) {
-    one.rows = args.rows;
-    linear_dense_cpu(one);
-  }
+  LinearDenseArgs first = to_rank(args), second = to_inner(args);
+  LinearDenseArgs third = args.down.b ? from_inner(args) : sums_to_results(args);
+  LinearDenseArgs last = from_rank(args);
+  first.rows = second.rows = third.rows = last.rows = args.rows;
+  first.out = narrow;
+  if (args.up.a) second.x = narrow;
+  third.x = second.out = wide;
+  if (args.up.a) linear_dense_cpu(first);
+  linear_dense_cpu(second);
+  if (args.down.b) last.x = third.out = narrow;
+  linear_dense_cpu(third);
+  if (args.down.b) linear_dense_cpu(last);
   shared.trim();
 }
 
@@ -137,29 +152,32 @@ void ffn_lowrank_cpu(const FfnLowRankArgs& args) {
     LinearDenseArgs one = first;
     one.x = static_cast<const char*>(args.x) + begin * args.x_row * size_of(args.dtype);
     one.out = narrow;
-    all_of(one);
+    const void* const ranks = args.up.a ? narrow : one.x;
+    if (args.up.a) all_of(one);
     for (int64_t column = 0; column < args.inner; column += columns) {
       const int64_t taken = std::min(columns, args.inner - column);
       one = columns_of(to_inner(args), column, taken);
-      one.x = narrow;
+      one.x = ranks;
       one.out = wide;
       all_of(one);
       one = steps_of(from_inner(args), column, taken);
       one.x = wide;
       kernel.add(one, count, column == 0, sums, scratch);
     }
-    one = from_inner(args);
-    one.out = narrow;
-    kernel.store(one, count, sums);
-    one = last;
-    one.x = narrow;
     const auto row = [&](const void* rows, int64_t stride) {
       return const_cast<char*>(static_cast<const char*>(rows)) +
              begin * stride * size_of(args.dtype);
     };
+    if (args.down.b) {
+      one = from_inner(args);
+      one.out = narrow;
+      kernel.store(one, count, sums);
+    }
+    one = args.down.b ? last : sums_to_results(args);
+    one.x = narrow;
     one.out = row(args.out, args.outputs);
     if (args.residual) one.residual = row(args.residual, args.residual_row);
-    all_of(one);
+    args.down.b ? all_of(one) : kernel.store(one, count, sums);
     if (args.norm_weight) layer_norm.rows(norm, begin, end, scratch);
   };
   deal.run(own + memory.bytes(), run);

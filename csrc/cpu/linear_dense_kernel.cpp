@@ -312,8 +312,10 @@ struct Block {
   // Such sums to rows of results.
   void store_sums(int64_t count, const float* sums) const {
     const int64_t panels = (args.outputs + kPanelCols - 1) / kPanelCols;
-    const Epilogue<T, T, T> finish{static_cast<const T*>(args.bias), nullptr,      0,
-                                   static_cast<T*>(args.out),        args.outputs, args.activation};
+    const T* residual = static_cast<const T*>(args.norm_weight ? nullptr : args.residual);
+    const Epilogue<T, T, T> finish{
+        static_cast<const T*>(args.bias), residual,     args.residual_row,
+        static_cast<T*>(args.out),        args.outputs, args.activation};
     for (int64_t panel = 0; panel < panels;) {
       const int64_t taken = panel + kGemmPanels <= panels ? kGemmPanels : 1;
       const int64_t column = panel * kPanelCols, left = args.outputs - column;

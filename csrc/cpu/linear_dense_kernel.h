@@ -17,7 +17,7 @@ struct LinearDenseKernel {
   // become those of this part, else it is added. sums: [rows, N rounded up to panels], in an order
   // of the kernel's own.
   void (*add)(const LinearDenseArgs& args, int64_t rows, bool begin, float* sums, void* scratch);
-  // What became of them: rows of act(sums + bias), to out.
+  // What became of them: rows of act(sums + bias) + residual, to out.
   void (*store)(const LinearDenseArgs& args, int64_t rows, const float* sums);
 };
 FILBERT_DECLARE_COPIES(LinearDenseKernel, linear_dense)

@@ -49,11 +49,11 @@ void check_size(int64_t size, const char* name) {
   check(size >= 1, kOp, name, size, "1 or more", "the size of the factors before packing");
 }
 
-Tensor ffn_lowrank(Tensor x, Tensor up_a, Tensor up_b, std::optional<Tensor> up_bias, Tensor down_a,
-                   Tensor down_b, std::optional<Tensor> down_bias, int64_t up_rank, int64_t inner,
-                   int64_t down_rank, int64_t outputs, StringHandle activation_text,
-                   std::optional<Tensor> residual, std::optional<Tensor> norm_weight,
-                   std::optional<Tensor> norm_bias, double eps) {
+Tensor ffn_lowrank(Tensor x, std::optional<Tensor> up_a, Tensor up_b, std::optional<Tensor> up_bias,
+                   Tensor down_a, std::optional<Tensor> down_b, std::optional<Tensor> down_bias,
+                   int64_t up_rank, int64_t inner, int64_t down_rank, int64_t outputs,
+                   StringHandle activation_text, std::optional<Tensor> residual,
+                   std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double eps) {
   const std::string activation = take_text(activation_text);
   FfnLowRankArgs args{};
   args.dtype = dtype_of(x, kOp, "x");
@@ -68,37 +68,45 @@ Tensor ffn_lowrank(Tensor x, Tensor up_a, Tensor up_b, std::optional<Tensor> up_
   args.outputs = outputs;
   args.up.rank = up_rank;
   args.down.rank = down_rank;
+  check(up_a || up_rank == args.inputs, kOp, "up_rank without up_a", up_rank, "the inputs of x",
+        "up_rank=x.shape[1]");
+  check(down_b || down_rank == outputs, kOp, "down_rank without down_b", down_rank, "outputs",
+        "down_rank=outputs");
+  const auto held = [&](const std::optional<Tensor>& b, int64_t rank) {
+    if (!b) return rank;
+    if (!kOnGpu) return held_rank(*b, args.weight_dtype, rank);
+    return std::max((rank + 15) / 16 * 16, b->dim() == 2 ? b->size(1) : 0);
+  };
   if (kOnGpu) {
     check_for_gpu(args, x);
-    check_like(up_a, x, kOp, "up_a");
+    check(up_a && down_b, kOp, "factors", "an identity", "all four of them on a GPU",
+          "pad_factor(torch.eye(rank))");
+    check_like(up_b, x, kOp, "up_b");
     args.weight_dtype = args.dtype;
-    const auto held = [](const Tensor& b, int64_t rank) {
-      return std::max((rank + 15) / 16 * 16, b.dim() == 2 ? b.size(1) : 0);
-    };
-    args.up.held = held(up_b, up_rank);
-    args.down.held = held(down_b, down_rank);
   } else {
-    args.weight_dtype = packed_dtype(up_a, args.dtype, kOp, "up_a");
-    args.up.held = held_rank(up_b, args.weight_dtype, up_rank);
-    args.down.held = held_rank(down_b, args.weight_dtype, down_rank);
+    args.weight_dtype = packed_dtype(up_b, args.dtype, kOp, "up_b");
   }
+  args.up.held = up_a ? held(up_b, up_rank) : up_rank;
+  args.down.held = held(down_b, down_rank);
   const struct {
-    const Tensor& weight;
+    const Tensor* weight;
     const char* name;
     int64_t inputs, outputs;
-  } factors[] = {{up_a, "up_a", args.inputs, args.up.held},
-                 {up_b, "up_b", args.up.held, inner},
-                 {down_a, "down_a", inner, args.down.held},
-                 {down_b, "down_b", args.down.held, outputs}};
+  } factors[] = {{up_a ? &*up_a : nullptr, "up_a", args.inputs, args.up.held},
+                 {&up_b, "up_b", args.up.held, inner},
+                 {&down_a, "down_a", inner, args.down.held},
+                 {down_b ? &*down_b : nullptr, "down_b", args.down.held, outputs}};
   for (const auto& factor : factors) {
-    check_same_device(factor.weight, x, kOp, factor.name);
-    check(factor.weight.scalar_type() == up_a.scalar_type(), kOp,
+    if (!factor.weight) continue;
+    const Tensor& weight = *factor.weight;
+    check_same_device(weight, x, kOp, factor.name);
+    check(weight.scalar_type() == up_b.scalar_type(), kOp,
           (std::string("dtype of ") + factor.name).c_str(),
-          torch::headeronly::toString(factor.weight.scalar_type()), "that of up_a",
+          torch::headeronly::toString(weight.scalar_type()), "that of up_b",
           "one dtype for all factors");
-    kOnGpu ? check_padded(factor.weight, factor.outputs, factor.inputs, factor.name)
-           : check_packed(factor.weight, args.weight_dtype, factor.inputs, factor.outputs, kOp,
-                          factor.name);
+    kOnGpu
+        ? check_padded(weight, factor.outputs, factor.inputs, factor.name)
+        : check_packed(weight, args.weight_dtype, factor.inputs, factor.outputs, kOp, factor.name);
   }
   if (up_bias) check_vector(*up_bias, inner, x, kOp, "up_bias");
   if (down_bias) check_vector(*down_bias, outputs, x, kOp, "down_bias");
@@ -116,11 +124,11 @@ Tensor ffn_lowrank(Tensor x, Tensor up_a, Tensor up_b, std::optional<Tensor> up_
 #endif
   Call call(x);
   args.x = call.read(x);
-  args.up.a = call.read(up_a);
+  args.up.a = up_a ? call.read(*up_a) : nullptr;
   args.up.b = call.read(up_b);
   args.up.bias = up_bias ? call.read(*up_bias) : nullptr;
   args.down.a = call.read(down_a);
-  args.down.b = call.read(down_b);
+  args.down.b = down_b ? call.read(*down_b) : nullptr;
   args.down.bias = down_bias ? call.read(*down_bias) : nullptr;
   args.residual = residual ? call.read(*residual) : nullptr;
   args.norm_weight = norm_weight ? call.read(*norm_weight) : nullptr;

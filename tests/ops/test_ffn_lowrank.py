@@ -107,6 +107,31 @@ def test_is_close_to_float64(isa, rows, weights, count):
     )
 
 
+@pairs
+@pytest.mark.parametrize("norm", [False, True], ids=["", "norm"])
+@pytest.mark.parametrize("count", [1, 30, 200])
+def test_factors_that_are_the_identity(isa, rows, weights, threads, count, norm):
+    """SHRP's one head into a wide expander: the first weight has as few inputs as a rank."""
+    expand = (normal(300, 20) * 20**-0.5).to(weights)
+    reduce = (normal(70, 300, seed=1) * 300**-0.5).to(weights)
+    up, down = pack_dense(expand), pack_dense(reduce)
+    first, last = normal(300, seed=2, dtype=rows), normal(70, seed=3, dtype=rows)
+    follows = operands(count, 70, rows)
+    if not norm:
+        follows = {"residual": follows["residual"]}
+    x = normal(count, 560, dtype=rows)[:, 512 : 512 + 20]  # its stride is that of a cache set
+    wide = linear_dense(x, up, 300, first, "gelu")
+    expected = linear_dense(wide, down, 70, last, **follows)
+    ours = ffn_lowrank(x, None, up, first, down, None, last, 20, 300, 70, 70, **follows)
+    assert_exact(ours, expected)
+    with pytest.raises(RuntimeError, match="up_rank without up_a; got 19; need the inputs of x"):
+        ffn_lowrank(x, None, up, first, down, None, last, 19, 300, 70, 70)
+    meant = reference_ffn_lowrank(
+        x.double(), None, up, first, down, None, last, 20, 300, 70, 70, **follows
+    )
+    torch.testing.assert_close(ours.double(), meant, rtol=5e-2, atol=5e-2)
+
+
 @pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh", "relu", "silu"])
 def test_activations(activation):
     given = Factors(20, 150, 30, 64, 48, torch.float32, torch.float32)
@@ -201,7 +226,7 @@ def test_refuses_what_does_not_fit():
     names = ["up_a", "up_b", "up_bias", "down_a", "down_b", "down_bias", "up_rank", "inner",
              "down_rank", "outputs"]  # fmt: skip
     for name, value, said in (
-        ("up_a", good[0].half(), "dtype of up_b"),
+        ("up_a", good[0].half(), "dtype of up_a"),
         ("down_a", pack_dense(normal(20, 131)), "down_a; got"),
         ("up_rank", 40, "up_a; got"),
         ("up_rank", 0, "up_rank; got 0; need 1 or more"),

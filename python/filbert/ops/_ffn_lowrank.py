@@ -20,11 +20,11 @@ _MUCH_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
 
 def ffn_lowrank(
     x: Tensor,
-    up_a: Tensor,
+    up_a: Tensor | None,
     up_b: Tensor,
     up_bias: Tensor | None,
     down_a: Tensor,
-    down_b: Tensor,
+    down_b: Tensor | None,
     down_bias: Tensor | None,
     up_rank: int,
     inner: int,
@@ -50,11 +50,13 @@ def ffn_lowrank(
         x: ``[T, K]`` rows, float32 or bfloat16, on CUDA float16 or bfloat16; any row stride, on
             CUDA a multiple of 8. There K, I and N are multiples of 8 too.
         up_a: :func:`pack_dense` of A1 ``[R, K]``, on CUDA :func:`pad_factor` of it. All factors
-            have one dtype, as :func:`filbert.linear_dense` takes it, on CUDA that of ``x``.
+            have one dtype, as :func:`filbert.linear_dense` takes it, on CUDA that of ``x``. None
+            on a CPU for the identity, where R is K: the first weight is B1 alone, as that of one
+            head of 64 values into a wide expander (SHRP).
         up_b: of B1 ``[I, R]``.
         up_bias: ``[I]`` in the dtype of ``x``, or None.
         down_a: of A2 ``[S, I]``.
-        down_b: of B2 ``[N, S]``.
+        down_b: of B2 ``[N, S]``, or None on a CPU for the identity, where S is N.
         down_bias: ``[N]`` in the dtype of ``x``, or None.
         up_rank: R, any from 1 to that of the factors, on CUDA at most 256.
         inner: I.
@@ -116,11 +118,11 @@ def pad_factor(weight: Tensor) -> Tensor:
 
 def reference_ffn_lowrank(
     x: Tensor,
-    up_a: Tensor,
+    up_a: Tensor | None,
     up_b: Tensor,
     up_bias: Tensor | None,
     down_a: Tensor,
-    down_b: Tensor,
+    down_b: Tensor | None,
     down_bias: Tensor | None,
     up_rank: int,
     inner: int,
@@ -134,15 +136,16 @@ def reference_ffn_lowrank(
 ) -> Tensor:
     """Meaning of :func:`filbert.ops.ffn_lowrank`: in float32, or wider, and one rounding."""
     y = x.to(wide_dtype(x.dtype))
-    up_a, up_b = cut_factors(up_a, up_b, up_rank, x.shape[1], inner)
-    down_a, down_b = cut_factors(down_a, down_b, down_rank, inner, outputs)
-    y = reference_linear_dense(y, up_a, up_rank)
+    if up_a is not None:
+        up_a, up_b = cut_factors(up_a, up_b, up_rank, x.shape[1], inner)
+        y = reference_linear_dense(y, up_a, up_rank)
     y = reference_linear_dense(y, up_b, inner, up_bias, activation)
+    follows = (down_bias, "none", residual, norm_weight, norm_bias, eps)
+    if down_b is None:
+        return reference_linear_dense(y, down_a, outputs, *follows).to(x.dtype)
+    down_a, down_b = cut_factors(down_a, down_b, down_rank, inner, outputs)
     y = reference_linear_dense(y, down_a, down_rank)
-    y = reference_linear_dense(
-        y, down_b, outputs, down_bias, "none", residual, norm_weight, norm_bias, eps
-    )
-    return y.to(x.dtype)
+    return reference_linear_dense(y, down_b, outputs, *follows).to(x.dtype)
 
 
 def _fake_ffn_lowrank(
@@ -157,18 +160,19 @@ def _fake_ffn_lowrank(
 
 
 def _explain_ffn_lowrank(
-    x: Tensor, up_a: Tensor, up_b: Tensor, up_bias: Tensor | None, down_a: Tensor, down_b: Tensor,
-    down_bias: Tensor | None, up_rank: int, inner: int, down_rank: int, outputs: int, *_: Any,
-    **__: Any,
+    x: Tensor, up_a: Tensor | None, up_b: Tensor, up_bias: Tensor | None, down_a: Tensor,
+    down_b: Tensor | None, down_bias: Tensor | None, up_rank: int, inner: int, down_rank: int,
+    outputs: int, *_: Any, **__: Any,
 ) -> dict[str, Any]:  # fmt: skip
     rows, inputs = x.shape
-    pairs = up_rank * (inputs + inner) + down_rank * (inner + outputs)
+    pairs = up_rank * (inputs * (up_a is not None) + inner)
+    pairs += down_rank * (inner + outputs * (down_b is not None))
     dense = inner * (inputs + outputs)
-    held = sum(t.numel() * t.element_size() for t in (up_a, up_b, down_a, down_b))
+    held = sum(t.numel() * t.element_size() for t in (up_a, up_b, down_a, down_b) if t is not None)
     return {
         "work": f"{2 * rows * pairs:,} floating-point operations, dense {2 * rows * dense:,}",
         "memory": f"{held + rows * (inputs + outputs) * x.element_size():,} bytes read and written",
-        "factors": f"{up_a.dtype}, {pairs:,} numbers, dense {dense:,}",
+        "factors": f"{up_b.dtype}, {pairs:,} numbers, dense {dense:,}",
         "against dense": against_dense(pairs, dense),
     }
 
