@@ -24,6 +24,7 @@ from ...plan import EncoderPlan, LayerPlan, PackedEncoderConfig
 from ..calibration import Moments, Sample, caller_of, input_moments
 from ..names import first_that_fits
 from .allocation import largest_rank, plan_ranks
+from .fisher import Loss, output_fisher
 from .report import FactorizationReport, FactorizedRow
 from .spectrum import Spectrum, spectrum_of
 
@@ -71,6 +72,7 @@ def factorize(
     never_slower: bool = True,
     calibration: Iterable[Sample] | None = None,
     tokenizer: Any = None,
+    loss: Loss | None = None,
     config: PackedEncoderConfig | None = None,
 ) -> Model:
     """Gives every BERT-shaped encoder in ``model`` weights of low rank and packs it, in place.
@@ -103,6 +105,9 @@ def factorize(
         calibration: texts such as the model will read (some dozens), or arguments of the model.
             They are run one by one.
         tokenizer: for texts, where the model has none of its own.
+        loss: of what a call of the model returned, such as ``lambda out: out.loss`` where the
+            calibration has labels. Errors of a weight's outputs then count by their Fisher
+            information (FWSVD).
         config: settings of the packed encoder.
 
     Returns:
@@ -114,11 +119,11 @@ def factorize(
         ConvertError: whatever :func:`filbert.convert` refuses, before anything is changed.
         ValueError: no budget, or two; ranks or calibration that do not fit.
 
-    Papers: FlashSVD, arXiv 2508.01506; SVD-LLM, arXiv 2403.07378.
+    Papers: FlashSVD, arXiv 2508.01506; SVD-LLM, arXiv 2403.07378; FWSVD, arXiv 2207.00112.
     """
     module = module_of(model, "factorize")
     choice = choose(
-        module, param_ratio, energy, ranks, never_slower, calibration, tokenizer, config
+        module, param_ratio, energy, ranks, never_slower, calibration, tokenizer, loss, config
     )
     made = {job.name: choice.put(job) for job in choice.jobs if choice.ranks[job.name] is not None}
     swap_in(choice, made)
@@ -163,6 +168,7 @@ def choose(
     never_slower: bool,
     calibration: Iterable[Sample] | None,
     tokenizer: Any,
+    loss: Loss | None,
     config: PackedEncoderConfig | None,
 ) -> Choice:
     """The first half of :func:`factorize`, whose arguments these are."""
@@ -174,10 +180,16 @@ def choose(
     encoders = [(name, encoder, read_encoder(encoder)[0]) for name, encoder in encoders_of(module)]
     jobs = [job for name, encoder, parts in encoders for job in _jobs_of(name, encoder, parts)]
     moments: Mapping[nn.Linear, Moments] = {}
+    fisher: Mapping[nn.Linear, Tensor] = {}
+    every = [linear for job in jobs for linear in job.linears]
     if calibration is not None:
-        first = [linear for job in jobs for linear in job.linears]
-        moments = input_moments(first, list(calibration), caller_of(module, tokenizer))
-    spectra = {job.name: _spectrum(job, moments) for job in jobs}
+        samples, call = list(calibration), caller_of(module, tokenizer)
+        moments = input_moments(every, samples, call)
+        if loss is not None:
+            fisher = output_fisher(every, samples, call, loss)
+    elif loss is not None:
+        raise ValueError("loss: got one without calibration, need samples to compute it on")
+    spectra = {job.name: _spectrum(job, moments, fisher) for job in jobs}
     chosen = _ranks(spectra, param_ratio, energy, ranks)
     for together in _slots(jobs):
         own = {job.name: chosen[job.name] for job in together}
@@ -240,13 +252,16 @@ def _slots(jobs: Sequence[Job]) -> list[list[Job]]:
     return list(slots.values())
 
 
-def _spectrum(job: Job, moments: Mapping[nn.Linear, Moments]) -> Spectrum:
+def _spectrum(
+    job: Job, moments: Mapping[nn.Linear, Moments], fisher: Mapping[nn.Linear, Tensor]
+) -> Spectrum:
     seen = moments.get(job.linears[0])
     if seen is None:
         return spectrum_of(job.weight)
+    costs = torch.cat([fisher[linear] for linear in job.linears]) if fisher else None
     # What the mean of the rows makes of the error is a constant, which the bias takes.
     biased = all(linear.bias is not None for linear in job.linears)
-    return spectrum_of(job.weight, seen.centred if biased else seen.products)
+    return spectrum_of(job.weight, seen.centred if biased else seen.products, costs)
 
 
 def _ranks(

@@ -16,6 +16,7 @@ from ...conversion.hugging_face.holders import module_of
 from ...nn.lowrank.factors import Factors
 from ..calibration import Sample
 from .conversion import Job, Ranks, choose, swap_in
+from .fisher import Loss
 
 __all__ = ["FactorTraining"]
 
@@ -63,6 +64,7 @@ class FactorTraining:
         never_slower: likewise.
         calibration: likewise.
         tokenizer: likewise.
+        loss: likewise.
 
     Raises:
         ConvertError: whatever :func:`filbert.convert` refuses, before anything is changed.
@@ -81,11 +83,13 @@ class FactorTraining:
         never_slower: bool = True,
         calibration: Iterable[Sample] | None = None,
         tokenizer: Any = None,
+        loss: Loss | None = None,
     ) -> None:
         self.model = module_of(model, "FactorTraining")
         self._choice = choose(
-            self.model, param_ratio, energy, ranks, never_slower, calibration, tokenizer, None
-        )
+            self.model, param_ratio, energy, ranks, never_slower, calibration, tokenizer,
+            loss, None,
+        )  # fmt: skip
         jobs = [job for job in self._choice.jobs if self._choice.ranks[job.name] is not None]
         if not jobs:
             raise ValueError("budget: leaves every weight as it is; try a smaller one")
