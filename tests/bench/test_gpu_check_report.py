@@ -177,6 +177,8 @@ def test_the_plan_measures_every_aim_and_fits_the_time_in_order():
         "footprint",
         "quality",
         "peak",
+        "attn_lowrank",
+        "linear_lowrank",
         "e2e_lowrank",
         "memory_lowrank",
         "quality_lowrank",
