@@ -8,6 +8,7 @@ from .allocation import break_even, plan_ranks
 from .conversion import factorize
 from .elastic import use_rank
 from .folders import load_factorized, save_factorized
+from .peak import predicted_peak
 from .report import FactorizationReport, factorization_report
 from .spectrum import Spectrum, spectrum_of
 from .training import FactorTraining
@@ -22,6 +23,7 @@ __all__ = [
     "factorize",
     "load_factorized",
     "plan_ranks",
+    "predicted_peak",
     "save_factorized",
     "spectrum_of",
     "use_rank",
