@@ -172,3 +172,23 @@ def test_weights_that_were_written_are_refused():
     made.load_state_dict(other)
     with pytest.raises(RuntimeError, match="is not the product of its factors"):
         run(made)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks_of_every_kind(mask, attention):
+    """None, 2-D, and the additive or boolean 4-D ones that attention implementations make of it;
+    padding on either side, and texts that are all padding."""
+    model = build("bert", attention=attention, hidden_size=64, num_attention_heads=2)
+    model = filbert.factorize(model, ranks=16)
+    plain = copy.deepcopy(filbert.revert(copy.deepcopy(model)))
+    keep = MASKS[mask]
+    for given in (keep, keep.bool(), *([None] if keep.all() else [])):
+        with torch.inference_mode():
+            got, right = (
+                m(torch.arange(keep.numel()).view(keep.shape) % 30, attention_mask=given)[0]
+                for m in (model, plain)
+            )
+        kept = keep.bool()
+        assert got.isfinite().all()
+        torch.testing.assert_close(got[kept], right[kept], rtol=1e-3, atol=1e-4)
