@@ -47,6 +47,7 @@ REGISTERS = {
     r"linear_grouped_few_kernel": 80,
     r"ffn_lowrank_kernel<(fp16|bf16), 64, 128, .*>": 168,
     r"ffn_lowrank_lift_kernel": 96,
+    r"linear_lowrank_kernel<(fp16|bf16), 64, 128>": 168,
 }
 
 
@@ -108,6 +109,8 @@ def test_every_kernel_was_compiled_for_every_architecture():
             for rows, split in ((128, "false"), (64, "false"), (64, "true")):
                 assert f"ffn_lowrank_kernel<{dtype}, {rows}, {rank}, {split}>" in by_name
             assert f"ffn_lowrank_lift_kernel<{dtype}, 64, {rank}>" in by_name
+            for rows in (64, 128):
+                assert f"linear_lowrank_kernel<{dtype}, {rows}, {rank}>" in by_name
     for tiling in ("2, 4, 4, 2", "1, 4, 2, 1"):
         for out in ("Bit", "fp16", "bf16"):
             assert f"linear_binary_kernel<{tiling}, {out}>" in by_name
@@ -161,6 +164,7 @@ INSTRUCTIONS = {
     r"linear_grouped_few_kernel": [IMMA, r"LDSM\.16\.M88\.4", r"LDG\.E\.64"],
     r"ffn_lowrank_kernelINS0_4fp16": [r"HMMA\.16816\.F32 ", LDSM, r"LDGSTS\S*\.128"],
     r"ffn_lowrank_kernelINS0_4bf16": [r"HMMA\.16816\.F32\.BF16", LDSM, r"LDGSTS\S*\.128"],
+    r"linear_lowrank_kernel": [r"HMMA\.16816\.F32", LDSM, r"LDGSTS\S*\.128"],
     r"ffn_lowrank_lift_kernel": [LDSM, r"LDG\.E\.128", r"STG\.E\.128"],
     r"pack_bits_kernelI.*?Lb1ELb[01]E": [r"LDG\.E\.128"],
 }

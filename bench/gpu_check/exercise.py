@@ -243,6 +243,10 @@ def low_rank(device: str, dtype: str) -> Iterator[Outcome]:
         )
         name = f"ffn_lowrank {dtype} {rows} rows, ranks {rank} and {other}"
         yield name, row_error(got.cpu(), right), TOLERANCE[dtype]
+        right = x.double() @ a.double().T @ b.double().T + bias.double()
+        got = ops.linear_lowrank(x.to(device), pa, pb, rank, inner, bias.to(device))
+        name = f"linear_lowrank {dtype} {rows} rows, rank {rank}"
+        yield name, row_error(got.cpu(), right), TOLERANCE[dtype]
 
 
 def large(device: str) -> list[tuple[int, int, int]]:

@@ -25,5 +25,6 @@ struct LinearLowRankArgs {
 };
 
 void linear_lowrank_cpu(const LinearLowRankArgs& args);
+void linear_lowrank_cuda(const LinearLowRankArgs& args, void* stream);
 
 }  // namespace filbert

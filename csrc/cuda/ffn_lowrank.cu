@@ -1,11 +1,9 @@
 // Which kernels a call of ffn_lowrank runs, and LayerNorm after them.
 #include "cuda/ffn_lowrank_plan.h"
 
-#include <stdexcept>
-#include <string>
-
 #include "args/norm_residual.h"
 #include "cuda/device/launch.cuh"
+#include "cuda/lowrank/shared_memory.h"
 
 namespace filbert {
 namespace cuda {
@@ -22,12 +20,7 @@ int64_t ffn_lowrank_partial_values(const FfnLowRankArgs& args) {
 
 void ffn_lowrank_cuda(const FfnLowRankArgs& given, void* stream) {
   const cuda::FfnLowRankPlan plan = cuda::plan_ffn_lowrank(given);
-  const int64_t need = plan.product.shared_bytes, have = cuda::shared_memory_most();
-  if (need > have) {
-    throw std::runtime_error("ffn_lowrank: shared memory; got " + std::to_string(have) +
-                             " bytes for a block of this GPU; need " + std::to_string(need) +
-                             " for these ranks; try ranks of 128 at most");
-  }
+  cuda::check_shared_memory("ffn_lowrank", plan.product.shared_bytes);
   FfnLowRankArgs args = given;
   args.splits = plan.splits;
   args.dtype == DType::kBFloat16 ? cuda::ffn_lowrank_bf16(args, plan, stream)

@@ -7,43 +7,13 @@
 #include "torch/shared/capacity.h"
 #include "torch/shared/dense.h"
 #include "torch/shared/device.h"
+#include "torch/shared/factors.h"
 #include "torch/shared/text.h"
 
 namespace filbert {
 namespace {
 
 constexpr const char* kOp = "ffn_lowrank";
-
-// A factor for a GPU: rows that follow each other, both sides padded to multiples of 16.
-void check_padded(const Tensor& factor, int64_t outputs, int64_t inputs, const char* name) {
-  const auto padded = [](int64_t n) { return (n + 15) / 16 * 16; };
-  const bool fits = factor.dim() == 2 && factor.size(0) == padded(outputs) &&
-                    factor.size(1) == padded(inputs) && factor.is_contiguous() &&
-                    reinterpret_cast<uintptr_t>(factor.const_data_ptr()) % 16 == 0;
-  if (fits) return;
-  std::ostringstream need;
-  need << "a contiguous [" << padded(outputs) << ", " << padded(inputs) << "] for " << outputs
-       << " outputs of " << inputs << " inputs";
-  check(false, kOp, name, factor, need.str().c_str(), "pad_factor of the [N, K] factor");
-}
-
-// What the kernel for a GPU cannot do.
-void check_for_gpu(const FfnLowRankArgs& args, const Tensor& x) {
-  check(args.dtype != DType::kFloat32, kOp, "dtype of x", "float32", "float16 or bfloat16 on a GPU",
-        "x.half()");
-  for (const auto& [size, name] :
-       {std::pair{args.inputs, "inputs"}, {args.inner, "inner"}, {args.outputs, "outputs"}}) {
-    check(size % 8 == 0, kOp, name, size, "a multiple of 8 on a GPU",
-          "torch.nn.functional.linear for each factor");
-  }
-  check(std::max(args.up.rank, args.down.rank) <= kLowRankMostRankCuda, kOp, "rank",
-        std::max(args.up.rank, args.down.rank), "256 at most on a GPU",
-        "torch.nn.functional.linear for each factor");
-  const bool aligned =
-      reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0 && x.stride(0) % 8 == 0;
-  check(aligned || x.size(0) < 1, kOp, "x", x, "rows that begin at multiples of 16 bytes",
-        "x.contiguous().clone()");
-}
 
 void check_size(int64_t size, const char* name) {
   check(size >= 1, kOp, name, size, "1 or more", "the size of the factors before packing");
@@ -72,13 +42,10 @@ Tensor ffn_lowrank(Tensor x, std::optional<Tensor> up_a, Tensor up_b, std::optio
         "up_rank=x.shape[1]");
   check(down_b || down_rank == outputs, kOp, "down_rank without down_b", down_rank, "outputs",
         "down_rank=outputs");
-  const auto held = [&](const std::optional<Tensor>& b, int64_t rank) {
-    if (!b) return rank;
-    if (!kOnGpu) return held_rank(*b, args.weight_dtype, rank);
-    return std::max((rank + 15) / 16 * 16, b->dim() == 2 ? b->size(1) : 0);
-  };
   if (kOnGpu) {
-    check_for_gpu(args, x);
+    check_for_gpu(kOp, args.dtype,
+                  {{args.inputs, "inputs"}, {inner, "inner"}, {outputs, "outputs"}},
+                  std::max(up_rank, down_rank), x);
     check(up_a && down_b, kOp, "factors", "an identity", "all four of them on a GPU",
           "pad_factor(torch.eye(rank))");
     check_like(up_b, x, kOp, "up_b");
@@ -86,8 +53,8 @@ Tensor ffn_lowrank(Tensor x, std::optional<Tensor> up_a, Tensor up_b, std::optio
   } else {
     args.weight_dtype = packed_dtype(up_b, args.dtype, kOp, "up_b");
   }
-  args.up.held = up_a ? held(up_b, up_rank) : up_rank;
-  args.down.held = held(down_b, down_rank);
+  args.up.held = up_a ? held_of(up_b, args.weight_dtype, up_rank) : up_rank;
+  args.down.held = down_b ? held_of(*down_b, args.weight_dtype, down_rank) : down_rank;
   const struct {
     const Tensor* weight;
     const char* name;
@@ -105,7 +72,7 @@ Tensor ffn_lowrank(Tensor x, std::optional<Tensor> up_a, Tensor up_b, std::optio
           torch::headeronly::toString(weight.scalar_type()), "that of up_b",
           "one dtype for all factors");
     kOnGpu
-        ? check_padded(weight, factor.outputs, factor.inputs, factor.name)
+        ? check_padded(weight, factor.outputs, factor.inputs, kOp, factor.name)
         : check_packed(weight, args.weight_dtype, factor.inputs, factor.outputs, kOp, factor.name);
   }
   if (up_bias) check_vector(*up_bias, inner, x, kOp, "up_bias");

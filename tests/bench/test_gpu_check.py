@@ -379,7 +379,7 @@ def test_the_exercise_stops_in_time_with_something_of_every_kernel(monkeypatch, 
     assert kernels == {
         "attn_varlen", "norm_residual", "norm_residual_", "bias_gelu_", "gather_rows", "pack_bits",
         "pack_codes", "linear_binary_bits", "linear_binary", "attn_binary", "quantize_rows",
-        "ffn_lowrank",
+        "ffn_lowrank", "linear_lowrank",
         "linear_grouped", "linear_grouped_codes", "norm_residual_codes", "embedding_grouped",
     }  # fmt: skip
 

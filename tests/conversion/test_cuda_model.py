@@ -129,7 +129,7 @@ def test_report_names_the_kernels(gpu):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_model_of_low_rank(gpu, dtype):
+def test_a_model_of_low_rank(gpu, dtype, monkeypatch):
     """Its feed-forward part is one kernel where rows have 16 bits."""
     sizes = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
     model = factorize(made("bert", dtype, gpu, **sizes), ranks=19)
@@ -144,7 +144,10 @@ def test_a_model_of_low_rank(gpu, dtype):
     use_rank(model, None)
     assert not torch.equal(smaller, ours)
     assert_exact(kept_rows(model, mask, gpu), ours)
+    monkeypatch.setattr("filbert.nn.lowrank.linear.FEWEST_ROWS", 1)
+    in_one = kept_rows(model, mask, gpu)
     plain = revert(model)
     native, exact = kept_rows(plain, mask, gpu), kept_rows(exactly(plain), mask, gpu)
+    assert_close_to_native(in_one, native, exact, factor=4.0)
     # Two products in the place of each, so errors of twice as many roundings.
     assert_close_to_native(ours, native, exact, factor=4.0)

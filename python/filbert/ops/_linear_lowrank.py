@@ -31,20 +31,22 @@ def linear_lowrank(
     norm_bias: Tensor | None = None,
     eps: float = 0.0,
 ) -> Tensor:
-    """``act(x @ (B A).T + bias) + residual``, and LayerNorm of that, on a CPU.
+    """``act(x @ (B A).T + bias) + residual``, and LayerNorm of that.
 
     A block of rows goes through both products before the next one, so that what is as wide as the
-    rank stays in the cache. A row's result is to the bit that of two calls of
-    :func:`filbert.linear_dense`, and so the same in any batch.
+    rank stays in the cache, on CUDA in shared memory. On a CPU a row's result is to the bit that of
+    two calls of :func:`filbert.linear_dense`, and so the same in any batch.
 
     ``rank`` may be less than the factors were packed with: the first of A's rows and of B's columns
     are used, which are the best ones where :func:`filbert.factorize` made them.
 
     Args:
-        x: ``[T, K]`` rows, float32 or bfloat16; any row stride.
-        a: :func:`pack_dense` of A ``[R, K]``; dtypes as :func:`filbert.linear_dense` takes them.
+        x: ``[T, K]`` rows, float32 or bfloat16, on CUDA float16 or bfloat16; any row stride, on
+            CUDA a multiple of 8. There K and N are multiples of 8 too.
+        a: :func:`pack_dense` of A ``[R, K]``; dtypes as :func:`filbert.linear_dense` takes them. On
+            CUDA :func:`pad_factor` of it, in the dtype of ``x``.
         b: of B ``[N, R]``, in the dtype of ``a``.
-        rank: R, any from 1 to that of the factors.
+        rank: R, any from 1 to that of the factors, on CUDA at most 256.
         outputs: N.
         bias: ``[N]`` in the dtype of ``x``, or None.
         activation: ``"none"``, ``"gelu"`` (erf), ``"gelu_tanh"``, ``"relu"`` or ``"silu"``.
@@ -58,15 +60,10 @@ def linear_lowrank(
         product gives is rounded to bfloat16.
 
     Raises:
-        RuntimeError: shapes, dtypes or factors that do not fit, or CUDA tensors.
+        RuntimeError: shapes, dtypes or factors that do not fit.
 
     Paper: FlashSVD, arXiv 2508.01506.
     """
-    if x.is_cuda:
-        raise RuntimeError(
-            f"linear_lowrank: device; got {x.device}; need cpu; try torch.nn.functional.linear for "
-            "each factor there"
-        )
     run: Any = reference_linear_lowrank
     if calling.compiled("linear_lowrank", x):
         run = calling.kernels().linear_lowrank
@@ -152,6 +149,5 @@ register(
         fake=_fake_linear_lowrank,
         reference=reference_linear_lowrank,
         explain=_explain_linear_lowrank,
-        devices=("cpu",),
     )
 )

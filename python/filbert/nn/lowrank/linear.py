@@ -21,6 +21,10 @@ from .factors import Factors
 __all__ = ["LinearLowRank"]
 
 
+#: rows from which on both products are one kernel on a GPU: 96 blocks of 64
+FEWEST_ROWS = 6144
+
+
 def on_gpu(device: torch.device) -> bool:
     """Whether factors there are held as the kernels for GPUs take them."""
     return device.type == "cuda"
@@ -30,8 +34,8 @@ _ACTIVATIONS = (None, "gelu", "gelu_tanh", "relu", "silu")
 
 
 class LinearLowRank(nn.Module):
-    """``activation(x @ (b @ a).T + bias)`` as two products, by :func:`filbert.linear_lowrank` on a
-    CPU and by cuBLAS on a GPU. For inference only.
+    """``activation(x @ (b @ a).T + bias)`` as two products, by :func:`filbert.linear_lowrank`, and
+    with few rows on a GPU by cuBLAS. For inference only.
 
     Args:
         factors: of the weight ``[N, K]``, or of several over the same inputs, one below the other.
@@ -113,6 +117,16 @@ class LinearLowRank(nn.Module):
         """Both factors without what they are padded with, on a GPU."""
         return self.a[:rank, : self.in_features], self.b[: self.out_features, :rank]
 
+    def _in_one(self, rows: int) -> bool:
+        """Whether a GPU runs both products as one: with rows for all of its multiprocessors."""
+        sizes = (self.in_features, self.out_features)
+        return (
+            rows >= FEWEST_ROWS
+            and self.compute_dtype != torch.float32
+            and all(size % 8 == 0 for size in sizes)
+            and self.rank_in_use <= ops.most_rank(self.a.device)
+        )
+
     @property
     def batch_invariant(self) -> bool:
         """Whether a row's bits depend on that row alone."""
@@ -140,7 +154,7 @@ class LinearLowRank(nn.Module):
         """The kernel in a few words, for :func:`filbert.report`."""
         activation = "" if self.activation is None else f" + {self.activation.partition('_')[0]}"
         of = "" if self.rank_in_use == self.rank else f" of {self.rank}"
-        name = "cuBLAS twice" if self.on_gpu else "linear_lowrank"
+        name = "cuBLAS twice, linear_lowrank for many rows" if self.on_gpu else "linear_lowrank"
         return f"{name}, rank {self.rank_in_use}{of}{activation}"
 
     @property
@@ -168,7 +182,7 @@ class LinearLowRank(nn.Module):
             RuntimeError: shapes, dtypes or devices that do not fit, or a gradient is asked for.
         """
         check_no_gradient("LinearLowRank", x=x)
-        if self.on_gpu:
+        if self.on_gpu and not self._in_one(len(x)):
             a, b = self._used(self.rank_in_use)
             second = FLinear(b, self.compute_dtype)
             return second.run(F.linear(x, a), self.bias, self.activation, residual, norm)

@@ -1,10 +1,10 @@
-// A CPU operator alone, until its kernel for GPUs is there.
 #include "args/linear_lowrank.h"
 
 #include "torch/shared/activation.h"
 #include "torch/shared/capacity.h"
 #include "torch/shared/dense.h"
 #include "torch/shared/device.h"
+#include "torch/shared/factors.h"
 #include "torch/shared/text.h"
 
 namespace filbert {
@@ -26,12 +26,23 @@ Tensor linear_lowrank(Tensor x, Tensor a, Tensor b, int64_t rank, int64_t output
   args.inputs = x.size(1);
   args.outputs = outputs;
   args.factors.rank = rank;
-  args.weight_dtype = packed_dtype(a, args.dtype, kOp, "a");
   check_same_device(a, x, kOp, "a");
-  args.factors.held = held_rank(b, args.weight_dtype, rank);
-  check_packed(a, args.weight_dtype, args.inputs, args.factors.held, kOp, "a");
   check_like(b, a, kOp, "b");
-  check_packed(b, args.weight_dtype, args.factors.held, outputs, kOp, "b");
+  if (kOnGpu) {
+    check_for_gpu(kOp, args.dtype, {{args.inputs, "inputs"}, {outputs, "outputs"}}, rank, x);
+    check_like(a, x, kOp, "a");
+    args.weight_dtype = args.dtype;
+  } else {
+    args.weight_dtype = packed_dtype(a, args.dtype, kOp, "a");
+  }
+  const int64_t held = args.factors.held = held_of(b, args.weight_dtype, rank);
+  if (kOnGpu) {
+    check_padded(a, held, args.inputs, kOp, "a");
+    check_padded(b, outputs, held, kOp, "b");
+  } else {
+    check_packed(a, args.weight_dtype, args.inputs, held, kOp, "a");
+    check_packed(b, args.weight_dtype, held, outputs, kOp, "b");
+  }
   if (bias) check_vector(*bias, outputs, x, kOp, "bias");
   args.activation = activation_of(activation, kOp);
   args.residual_row = check_follows(x, outputs, residual, norm_weight, norm_bias, kOp);
@@ -48,7 +59,7 @@ Tensor linear_lowrank(Tensor x, Tensor a, Tensor b, int64_t rank, int64_t output
   args.norm_weight = norm_weight ? call.read(*norm_weight) : nullptr;
   args.norm_bias = norm_bias ? call.read(*norm_bias) : nullptr;
   args.out = call.write(out);
-  linear_lowrank_cpu(args);
+  FILBERT_RUN(linear_lowrank, args, call);
   call.finish();
   return out;
 }
