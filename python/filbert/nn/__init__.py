@@ -19,8 +19,9 @@ from .grouped.linear import LinearGrouped
 from .grouped.weight import GroupedWeight
 from .layer import EncoderLayer, FeedForward, RowNorm
 from .lowrank.attention import LowRankAttention
-from .lowrank.factors import Factors
+from .lowrank.factors import Factors, GroupedFactors
 from .lowrank.feed_forward import FeedForwardLowRank
+from .lowrank.grouped import LinearLowRankGrouped
 from .lowrank.linear import LinearLowRank
 from .parts import LayerParts
 
@@ -37,12 +38,14 @@ __all__ = [
     "Factors",
     "FeedForward",
     "FeedForwardLowRank",
+    "GroupedFactors",
     "GroupedWeight",
     "LayerParts",
     "LinearBinary",
     "LinearBinarySum",
     "LinearGrouped",
     "LinearLowRank",
+    "LinearLowRankGrouped",
     "LowRankAttention",
     "MixedAttention",
     "PackedEncoder",

@@ -20,8 +20,9 @@ from .grouped.linear import LinearGrouped
 from .grouped.weight import GroupedWeight
 from .layer import EncoderLayer, FeedForward, RowNorm
 from .lowrank.attention import LowRankAttention
-from .lowrank.factors import Factors
+from .lowrank.factors import Factors, GroupedFactors
 from .lowrank.feed_forward import FeedForwardLowRank
+from .lowrank.grouped import LinearLowRankGrouped
 from .lowrank.linear import LinearLowRank, on_gpu
 from .parts import LayerParts
 
@@ -29,7 +30,7 @@ __all__ = ["JOINT", "CompressedParts", "build_layer", "dense_layer", "why_not"]
 
 #: the smaller weights of a layer, of few bits or of low rank, by the names of :class:`LayerParts`;
 #: factors of query, key and value are one weight, under :data:`JOINT`
-CompressedParts = MutableMapping[str, GroupedWeight | Factors]
+CompressedParts = MutableMapping[str, GroupedWeight | Factors | GroupedFactors]
 JOINT = "query_key_value"
 #: the parts of a layer that each slot is made of
 _PARTS = {
@@ -88,7 +89,7 @@ def _why_not_lowrank(
     wanted = {JOINT: torch.cat(of)} if slot == "attention" else dict(zip(names, of, strict=True))
     for name, weight in wanted.items():
         factors = compressed.get(name)
-        if not isinstance(factors, Factors):
+        if not isinstance(factors, Factors | GroupedFactors):
             reasons.append(f"low-rank {slot}: no factors of {name}; try filbert.factorize")
         elif not _near(factors, weight):
             reasons.append(
@@ -98,12 +99,15 @@ def _why_not_lowrank(
     return reasons
 
 
-def _near(factors: Factors, weight: Tensor) -> bool:
+def _near(factors: Factors | GroupedFactors, weight: Tensor) -> bool:
     """Whether ``weight`` is the factors' product, rounded as it may have been."""
-    product = Factors(factors.a.float(), factors.b.float()).weight
+    if isinstance(factors, Factors):
+        product = Factors(factors.a.float(), factors.b.float()).weight
+        coarse = max(torch.finfo(t.dtype).eps for t in (factors.a, weight))
+    else:
+        product, coarse = factors.weight, torch.finfo(weight.dtype).eps
     if product.shape != weight.shape:
         return False
-    coarse = max(torch.finfo(t.dtype).eps for t in (factors.a, weight))
     return float((product - weight.float()).norm()) <= 4 * coarse * float(product.norm())
 
 
@@ -182,18 +186,24 @@ class _Builder:
 
     def lowrank(
         self, names: Sequence[str], bias: Tensor | None, activation: str | None = None
-    ) -> LinearLowRank:
+    ) -> LinearLowRank | LinearLowRankGrouped:
         joint = names[0] in _PARTS["attention"]
         factors = self.compressed[JOINT if joint else names[0]]
-        assert isinstance(factors, Factors)
+        assert not isinstance(factors, GroupedWeight)
         sizes = [getattr(self.parts, name).out_features for name in names]
         if joint and len(names) < len(_PARTS["attention"]):  # some rows of what all three share
             whole = [getattr(self.parts, name).out_features for name in _PARTS["attention"]]
             first = sum(whole[: _PARTS["attention"].index(names[0])])
+            assert isinstance(factors, Factors)
             factors = Factors(factors.a, factors.b[first : first + sum(sizes)])
-        return LinearLowRank(
-            factors, bias, activation=activation, sizes=sizes, compute_dtype=self.dtype
-        )
+        if isinstance(factors, Factors):
+            return LinearLowRank(
+                factors, bias, activation=activation, sizes=sizes, compute_dtype=self.dtype
+            )
+        return LinearLowRankGrouped(
+            factors, bias, activation=activation, sizes=sizes, compute_dtype=self.dtype,
+            weight_dtype=self.weight_dtype,
+        )  # fmt: skip
 
     def linear(self, kind: str) -> Callable[..., Any]:
         """What makes a linear module for rows of numbers."""
@@ -234,11 +244,13 @@ class _Builder:
 
         all_of = list(_PARTS["attention"])
         whole = self.parts.head_dim % ops.PANEL == 0 and not on_gpu(self.device)
-        if kind == "lowrank" and whole:
+        if whole and kind == "lowrank" and isinstance(self.compressed[JOINT], Factors):
             return LowRankAttention(
                 projection(all_of), self.parts.num_heads, self.parts.scale,
                 splits_query=split_query,
             )  # fmt: skip
+        # Two layers would hold the first factor twice.
+        split_query = split_query and not isinstance(self.compressed.get(JOINT), GroupedFactors)
         split = [all_of[:1], all_of[1:]] if split_query else [all_of]
         return DenseAttention(
             [projection(names) for names in split], self.parts.num_heads, self.parts.scale,
@@ -257,7 +269,7 @@ class _Builder:
         gelu = gelu_kind(self.parts.activation)
         up = self.linear(kind)(["up"], self.parts.up.bias, gelu)
         down = self.linear(kind)(["down"], self.parts.down.bias)
-        if kind == "lowrank" and gelu:
+        if gelu and isinstance(up, LinearLowRank) and isinstance(down, LinearLowRank):
             return FeedForwardLowRank(up, down)
         # Any other activation is the model's own function, run on the GEMM's result.
         return FeedForward(up, down, None if gelu else self.parts.activation)

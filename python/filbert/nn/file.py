@@ -293,6 +293,9 @@ def _large_of_linear(name: str, linear: Mapping[str, Any]) -> _Shapes:
     elif linear["kind"] == "grouped":
         panels, units = -(-sum(linear["sizes"]) // 16), -(-linear["in_features"] // 32)
         yield f"{name}.packed", (panels, units, 64 * linear["bits"])
+    elif linear["kind"] == "lowrank_grouped":
+        for part in ("first", "second"):
+            yield from _large_of_linear(f"{name}.{part}", linear[part])
     elif linear["kind"] == "lowrank":
         outputs, rank, inputs = sum(linear["sizes"]), linear["rank"], linear["in_features"]
         for factor, rows, width in (("a", rank, inputs), ("b", outputs, rank)):

@@ -17,6 +17,7 @@ from .grouped.linear import LinearGrouped
 from .layer import FeedForward
 from .lowrank.attention import LowRankAttention
 from .lowrank.feed_forward import FeedForwardLowRank
+from .lowrank.grouped import LinearLowRankGrouped
 from .lowrank.linear import LinearLowRank
 
 __all__ = ["attention_from_config", "feed_forward_from_config", "linear_from_config"]
@@ -24,6 +25,7 @@ __all__ = ["attention_from_config", "feed_forward_from_config", "linear_from_con
 LINEARS = {
     "binary": LinearBinary, "binary_sum": LinearBinarySum, "dense": PackedLinear,
     "grouped": LinearGrouped, "lowrank": LinearLowRank,
+    "lowrank_grouped": LinearLowRankGrouped,
 }  # fmt: skip
 ATTENTIONS = {
     "binary": BinaryAttention, "dense": DenseAttention, "lowrank": LowRankAttention,

@@ -17,12 +17,13 @@ from ...conversion.hugging_face.holders import module_of
 from ...conversion.hugging_face.layers import read_encoder
 from ...conversion.in_place import convert, convert_compressed, encoders_of, revert
 from ...nn.build import JOINT, CompressedParts
-from ...nn.lowrank.factors import Factors
+from ...nn.lowrank.factors import Factors, GroupedFactors
 from ...nn.parts import LayerParts
 from ...ops import LEAST_GAIN
 from ...plan import EncoderPlan, LayerPlan, PackedEncoderConfig
 from ..calibration import Moments, Sample, caller_of, input_moments
 from ..names import first_that_fits
+from ..quantize.rounding import round_to_nearest
 from .allocation import largest_rank, plan_ranks
 from .fisher import Loss, output_fisher
 from .report import FactorizationReport, FactorizedRow
@@ -69,6 +70,7 @@ def factorize(
     param_ratio: float | None = None,
     energy: float | None = None,
     ranks: Ranks | None = None,
+    factor_bits: int | None = None,
     never_slower: bool = True,
     calibration: Iterable[Sample] | None = None,
     tokenizer: Any = None,
@@ -99,6 +101,8 @@ def factorize(
             where a key is a name or ``"re:"`` and a pattern that is found in it. The first that
             fits counts, and None leaves a weight as it is. Query, key and value have the query's
             name.
+        factor_bits: of the factors' codes, 2, 3, 4, 6 or 8, or None for numbers. Rows are 8-bit
+            codes then, as after :func:`filbert.quantize`.
         never_slower: factors that gain less than
             :data:`filbert.ops.LEAST_GAIN` run as their product, a dense
             weight. The budgets choose no such ranks.
@@ -125,8 +129,8 @@ def factorize(
     choice = choose(
         module, param_ratio, energy, ranks, never_slower, calibration, tokenizer, loss, config
     )
-    made = {job.name: choice.put(job) for job in choice.jobs if choice.ranks[job.name] is not None}
-    swap_in(choice, made)
+    changed = [job for job in choice.jobs if choice.ranks[job.name] is not None]
+    swap_in(choice, {job.name: choice.put(job, factor_bits) for job in changed})
     return model
 
 
@@ -153,11 +157,21 @@ class Choice:
     products: set[str]
     moments: Mapping[nn.Linear, Moments]
 
-    def put(self, job: Job) -> Factors:
+    def put(self, job: Job, bits: int | None = None) -> Factors | GroupedFactors:
         """Gives the layers of a job what its factors stand for; the factors."""
         rank = self.ranks[job.name]
         assert rank is not None
-        return _put(job, self.spectra[job.name].factors(rank), self.moments)
+        factors = self.spectra[job.name].factors(rank)
+        if bits is None or job.name in self.products:
+            return _put(job, factors, self.moments)
+        seen = self.moments.get(job.linears[0])
+        importance = None if seen is None else seen.products.diagonal().float()
+        made = GroupedFactors(
+            round_to_nearest(factors.a, bits, _group(job.shape[1]), importance=importance),
+            round_to_nearest(factors.b, bits, _group(rank)),
+        )
+        _give(job, made.weight, self.moments)
+        return made
 
 
 def choose(
@@ -211,7 +225,12 @@ def choose(
     return Choice(module, plans[0], layers, jobs, spectra, chosen, products, moments)
 
 
-def swap_in(choice: Choice, factors: Mapping[str, Factors]) -> None:
+def _group(inputs: int) -> int | None:
+    """Inputs of a group of a factor's codes."""
+    return next((size for size in (64, 32) if inputs % size == 0), None)
+
+
+def swap_in(choice: Choice, factors: Mapping[str, Factors | GroupedFactors]) -> None:
     """The second half: packs the model with factors by the jobs' names, whose products its weights
     are, and leaves the report."""
     made: dict[nn.Module, list[CompressedParts]] = {
@@ -308,12 +327,17 @@ def _plan(
     return EncoderPlan(layers=layers, settings=settings)
 
 
-@torch.no_grad()
 def _put(job: Job, factors: Factors, moments: Mapping[nn.Linear, Moments]) -> Factors:
     """Gives the layers what the factors stand for; the factors in the layers' dtype."""
     dtype = job.linears[0].weight.dtype
     made = Factors(factors.a.to(dtype), factors.b.to(dtype))
-    product = Factors(made.a.float(), made.b.float()).weight
+    _give(job, Factors(made.a.float(), made.b.float()).weight, moments)
+    return made
+
+
+@torch.no_grad()
+def _give(job: Job, product: Tensor, moments: Mapping[nn.Linear, Moments]) -> None:
+    """Gives the layers their parts of a product, and their biases what is lost of the mean."""
     lost = job.weight - product
     sizes = [linear.out_features for linear in job.linears]
     for linear, new, less in zip(job.linears, product.split(sizes), lost.split(sizes), strict=True):
@@ -321,4 +345,3 @@ def _put(job: Job, factors: Factors, moments: Mapping[nn.Linear, Moments]) -> Fa
         if seen is not None and linear.bias is not None:
             linear.bias.data += (less.double() @ seen.mean).to(linear.bias)
         linear.weight.data.copy_(new)
-    return made

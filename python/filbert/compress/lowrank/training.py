@@ -98,6 +98,7 @@ class FactorTraining:
         self._places: list[tuple[nn.Module, str, nn.Linear]] = []
         for job in jobs:
             factors = self._choice.put(job)
+            assert isinstance(factors, Factors)
             a = nn.Parameter(factors.a.clone())
             parts = factors.b.split([linear.out_features for linear in job.linears])
             pairs = []

@@ -1,4 +1,4 @@
-"""A weight as two thin factors."""
+"""A weight as two thin factors, of numbers or of few bits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Factors"]
+from ..grouped.weight import GroupedWeight
+
+__all__ = ["Factors", "GroupedFactors"]
 
 
 @dataclass(frozen=True)
@@ -51,3 +53,36 @@ class Factors:
         """Factors of a smaller rank: the first of ``a``'s rows and of ``b``'s columns, which are
         the best ones where they are in the order of their worth."""
         return Factors(self.a[:rank].contiguous(), self.b[:, :rank].contiguous())
+
+
+@dataclass(frozen=True)
+class GroupedFactors:
+    """The same of few bits.
+
+    Attributes:
+        a: ``[R, K]``.
+        b: ``[N, R]``.
+
+    Raises:
+        ValueError: shapes that do not go together.
+    """
+
+    a: GroupedWeight
+    b: GroupedWeight
+
+    def __post_init__(self) -> None:
+        if self.a.outputs != self.b.inputs:
+            raise ValueError(
+                f"factors: got [{self.a.outputs}, {self.a.inputs}] and [{self.b.outputs}, "
+                f"{self.b.inputs}], need [R, K] and [N, R]"
+            )
+
+    @property
+    def rank(self) -> int:
+        """R"""
+        return self.a.outputs
+
+    @property
+    def weight(self) -> Tensor:
+        """``[N, K]`` float32: the product."""
+        return self.b.dequantize() @ self.a.dequantize()
