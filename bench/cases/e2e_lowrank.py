@@ -65,12 +65,16 @@ def factor_pairs(setup: Setup) -> Engine:
     return _engine(model)
 
 
-def low_rank(setup: Setup) -> Engine:
+def low_rank(bits: int | None = None) -> Callable[[Setup], Engine]:
     """filbert.factorize with the same ranks."""
-    setup.model.set_attn_implementation("sdpa")
-    model = copy.deepcopy(setup.model).to(setup.dtype)
-    ranks = {r"re:attention\.output": OUT, "re:.*": OTHERS}
-    return _engine(ours._public("factorize")(model, ranks=ranks))
+
+    def build(setup: Setup) -> Engine:
+        setup.model.set_attn_implementation("sdpa")
+        model = copy.deepcopy(setup.model).to(setup.dtype)
+        ranks = {r"re:attention\.output": OUT, "re:.*": OTHERS}
+        return _engine(ours._public("factorize")(model, ranks=ranks, factor_bits=bits))
+
+    return build
 
 
 def in_chunks(build: Callable[[Setup], Engine]) -> Callable[[Setup], Engine]:
@@ -112,7 +116,11 @@ def encoder_alone(build: Callable[[Setup], Engine]) -> Callable[[Setup], Engine]
     return built
 
 
-LOW_RANK = {"HF SDPA, factor pairs": factor_pairs, "filbert, low rank": low_rank}
+LOW_RANK = {
+    "HF SDPA, factor pairs": factor_pairs,
+    "filbert, low rank": low_rank(),
+    "filbert, low rank of 8 bits": low_rank(8),
+}
 BUILDERS = {REFERENCE: baselines.hf_sdpa, "filbert": ours.filbert, **LOW_RANK}
 #: whose memory is measured
 CHUNKED = {

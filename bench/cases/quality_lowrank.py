@@ -33,6 +33,8 @@ def _name(budget: float, how: str) -> str:
 
 
 CONTESTANTS = {_name(b, how): (b, how) for b in BUDGETS for how in (PLAIN, WHITENED, TRAINED)}
+#: factors of their results, of few bits
+OF_BITS = {_name(0.5, f"{WHITENED}, {bits} bits"): (0.5, bits) for bits in (8, 4)}
 
 
 def _pooled(hidden: Tensor, kept: Tensor) -> Tensor:
@@ -78,11 +80,13 @@ def run(options: Options) -> list[Row]:
 
     filbert = given.filbert
     rows = [given.reference()]
-    for name in matching(list(CONTESTANTS), options.baselines or ("*",), "--baseline"):
+    known = [*CONTESTANTS, *OF_BITS]
+    for name in matching(known, options.baselines or ("*",), "--baseline"):
         if not options.wants(f"minilm-help/float32/{name}"):
             continue
         say(f"  factorizing: {name}")
-        budget, how = CONTESTANTS[name]
+        budget, how = CONTESTANTS.get(name) or (OF_BITS[name][0], WHITENED)
+        bits = OF_BITS[name][1] if name in OF_BITS else None
         settings = {
             "param_ratio": budget, "tokenizer": given.tokenizer,
             "calibration": None if how == PLAIN else given.seen,
@@ -93,7 +97,7 @@ def run(options: Options) -> list[Row]:
             _follow(smaller, given)
             training.finish()
         else:
-            filbert.factorize(smaller, **settings)
+            filbert.factorize(smaller, factor_bits=bits, **settings)
         numbers = sum(row.numbers for row in filbert.factorization_report(smaller).rows)
-        rows.append(given.row(name, smaller, 4 * numbers))
+        rows.append(given.row(name, smaller, numbers * (bits or 32) / 8))
     return rows
