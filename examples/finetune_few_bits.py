@@ -15,13 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from following import fine_tune, mean_cosine, one_by_one
-from passages import make_batches, split_passages
+from following import Lesson, add_arguments, fine_tune, mean_cosine
 
 import filbert
-from filbert.app.corpus import minilm_folder
-from filbert.app.embedder import Embedder, ModelFolder
 from filbert.compress.quantize import StraightThrough
 
 
@@ -29,38 +25,27 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the example; 1 where training did not help."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--bits", type=int, choices=[2, 3, 4], default=2)
-    parser.add_argument("--steps", type=int, default=200, metavar="N")
-    parser.add_argument("--learning-rate", type=float, default=2e-4, metavar="R")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    add_arguments(parser, 2e-4)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="save the packed model there")
-    parser.add_argument("--smoke", action="store_true", help="a few short texts, a few steps")
     args = parser.parse_args(argv)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    steps, limit, max_length = args.steps, None, 96
-    if args.smoke:
-        steps, limit, max_length = min(args.steps, 8), 48, 24
-    embedder = Embedder.load(ModelFolder.read(minilm_folder()), convert=False)
-    teacher = embedder.model.eval()
-    texts, unseen = split_passages(limit)
-    seen, held_out = (make_batches(embedder, part, 16, max_length) for part in (texts, unseen))
-
-    few = seen[:: max(1, len(seen) // 8)]
-    calibration = None if args.smoke else [one for batch in few for one in one_by_one(batch)]
+    lesson = Lesson.of(args)
+    teacher, seen, held_out = lesson.teacher, lesson.seen, lesson.held_out
+    calibration = None if args.smoke else lesson.calibration(8)
     rounded = filbert.quantize(copy.deepcopy(teacher), args.bits, calibration=calibration)
     before = mean_cosine(rounded, teacher, held_out)
     student = copy.deepcopy(teacher)
     training = StraightThrough(student, args.bits)
     untrained = mean_cosine(student, teacher, held_out)
     started = time.perf_counter()
-    fine_tune(student, teacher, seen, steps=steps, learning_rate=args.learning_rate, seed=args.seed)
+    fine_tune(
+        student, teacher, seen, steps=lesson.steps, learning_rate=args.learning_rate,
+        seed=args.seed,
+    )  # fmt: skip
     seconds = time.perf_counter() - started
     simulated = mean_cosine(student, teacher, held_out)
     training.finish()
     after = mean_cosine(student, teacher, held_out)
-    print(f"{steps} steps in {seconds:.0f} s")
+    print(f"{lesson.steps} steps in {seconds:.0f} s")
     print(f"held-out topics, mean cosine with the teacher's embeddings, {args.bits} bits:")
     print(f"  rounded                {untrained:.4f}")
     print(f"  {'least squares' if args.smoke else 'GPTQ':<22} {before:.4f}")

@@ -2,11 +2,55 @@
 
 from __future__ import annotations
 
+import argparse
 import random
+from dataclasses import dataclass
 
 import torch
-from passages import Batch, mean_pooled
+from passages import Batch, make_batches, mean_pooled, split_passages
 from torch.nn import functional as F
+
+from filbert.app.corpus import minilm_folder
+from filbert.app.embedder import Embedder, ModelFolder
+
+
+def add_arguments(parser: argparse.ArgumentParser, learning_rate: float) -> None:
+    """What both examples are asked for."""
+    parser.add_argument("--steps", type=int, default=200, metavar="N")
+    parser.add_argument("--learning-rate", type=float, default=learning_rate, metavar="R")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument("--smoke", action="store_true", help="a few short texts, a few steps")
+
+
+@dataclass
+class Lesson:
+    """What a student learns from: its teacher, batches to follow, and others to be measured on."""
+
+    teacher: torch.nn.Module
+    seen: list[Batch]
+    held_out: list[Batch]
+    steps: int
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Lesson:
+        """That of :func:`add_arguments`; also sets threads and seed."""
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        torch.manual_seed(args.seed)
+        steps, limit, max_length = args.steps, None, 96
+        if args.smoke:
+            steps, limit, max_length = min(args.steps, 8), 48, 24
+        embedder = Embedder.load(ModelFolder.read(minilm_folder()), convert=False)
+        seen, held_out = (
+            make_batches(embedder, part, 16, max_length) for part in split_passages(limit)
+        )
+        return cls(embedder.model.eval(), seen, held_out, steps)
+
+    def calibration(self, count: int) -> list[dict[str, torch.Tensor]]:
+        """Texts of so many of the seen batches, one by one."""
+        few = self.seen[:: max(1, len(self.seen) // count)]
+        return [one for batch in few for one in one_by_one(batch)]
 
 
 def one_by_one(batch: Batch) -> list[dict[str, torch.Tensor]]:
