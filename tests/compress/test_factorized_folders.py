@@ -40,6 +40,16 @@ def test_a_model_comes_back_to_the_bit(tmp_path, family, dtype):
     )
 
 
+@pytest.mark.parametrize("bits", [3, 8])
+def test_factors_of_few_bits(tmp_path, bits):
+    model = filbert.factorize(build("bert", **SIZES), ranks=16, factor_bits=bits)
+    filbert.save_factorized(model, tmp_path)
+    loaded = filbert.load_factorized(tmp_path)
+    assert_exact(run(loaded), run(model))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert {entry["bits"] for entry in config["low_rank"]["weights"].values()} == {bits}
+
+
 def test_some_layers_and_smaller_files(tmp_path):
     model = build("bert", **SIZES)
     model.save_pretrained(tmp_path / "dense")

@@ -101,5 +101,3 @@ def test_more_bits_are_nearer_to_the_factors():
     assert error(8) < 0.3 * error(4) < error(2)
     with pytest.raises(ValueError, match="bits: got 5"):
         filbert.factorize(model, ranks=16, factor_bits=5)
-    with pytest.raises(ValueError, match="has weights of few bits"):
-        filbert.save_factorized(filbert.factorize(model, ranks=16, factor_bits=4), "nowhere")

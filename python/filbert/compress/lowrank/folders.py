@@ -6,6 +6,9 @@ are one weight, under the query's name::
 
     NAME.a   [R, K]      NAME.b   [N, R]
 
+Of few bits each of the two is the tensors of a grouped weight, ``NAME.a.packed`` and so on, and the
+entry of the weight in ``config.json`` has ``bits``.
+
 Everything else is stored as transformers does it, in a file of another name, so that nobody who
 does not know factors loads the rest and believes that it is a model.
 """
@@ -25,7 +28,8 @@ from ...conversion.hugging_face.holders import module_of
 from ...conversion.in_place import convert_compressed, encoders_of
 from ...conversion.swap import SwappedEncoder
 from ...nn.build import JOINT, CompressedParts
-from ...nn.lowrank.factors import Factors
+from ...nn.grouped.weight import GroupedWeight
+from ...nn.lowrank.factors import Factors, GroupedFactors
 from ...nn.parts import LINEARS
 from ...plan import EncoderPlan
 from ..checked_files import crc32_of, verify
@@ -70,18 +74,19 @@ def save_factorized(model: Any, folder: str | Path) -> None:
             for index, own in enumerate(encoder.compressed):
                 linears = dict(zip(LINEARS, encoder.linears[index], strict=True))
                 for part, factors in own.items():
-                    if not isinstance(factors, Factors):
+                    if isinstance(factors, GroupedWeight):
                         raise ValueError(
                             "save_factorized: the model has weights of few bits, need weights of "
-                            "low rank alone"
+                            "low rank alone; try filbert.save_quantized"
                         )
                     of = [names[linears[one]] for one in _OF.get(part, (part,))]
                     full = [f"{name}.{inner}" if name else inner for inner in of]
                     weights[full[0]] = {
                         "encoder": name, "layer": index, "part": part, "linears": full,
                     }  # fmt: skip
-                    tensors[f"{full[0]}.a"] = factors.a
-                    tensors[f"{full[0]}.b"] = factors.b
+                    if isinstance(factors, GroupedFactors):
+                        weights[full[0]]["bits"] = factors.a.bits
+                    tensors |= _tensors_of(full[0], factors)
     if plan is None or not weights:
         raise ValueError(
             f"save_factorized: got a {type(module).__name__} without weights of low rank; try "
@@ -107,6 +112,42 @@ def save_factorized(model: Any, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(held, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n")
+
+
+def _tensors_of(name: str, factors: Factors | GroupedFactors) -> dict[str, Tensor]:
+    """The tensors of a weight, by their names in the file."""
+    if isinstance(factors, Factors):
+        return {f"{name}.a": factors.a, f"{name}.b": factors.b}
+    return {
+        f"{name}.{side}.{part}": t
+        for side in ("a", "b")
+        for part, t in getattr(factors, side).tensors().items()
+    }
+
+
+def _factors_of(
+    name: str, entry: Mapping[str, Any], state: dict[str, Tensor], sizes: tuple[int, int]
+) -> Factors | GroupedFactors:
+    """The inverse of :func:`_tensors_of`, which takes them out of ``state``; sizes are N and K."""
+    if "bits" not in entry:
+        return Factors(state.pop(f"{name}.a"), state.pop(f"{name}.b"))
+
+    def side(which: str, outputs: int, inputs: int) -> GroupedWeight:
+        parts = {
+            part: state.pop(f"{name}.{which}.{part}", None)
+            for part in ("packed", "scale", "multiplier", "zero")
+        }
+        made = GroupedWeight(
+            bits=entry["bits"],
+            outputs=outputs,
+            inputs=inputs,
+            **parts,  # type: ignore[arg-type]
+        )
+        made.totals()  # no sum of it can exceed int32, whatever the file says
+        return made
+
+    rank = len(state[f"{name}.a.scale"])
+    return GroupedFactors(side("a", rank, sizes[1]), side("b", sizes[0], rank))
 
 
 def _rows_of(model: nn.Module) -> list[dict[str, Any]]:
@@ -148,9 +189,13 @@ def load_factorized(folder: str | Path, *, device: torch.device | str = "cpu") -
     verify(folder / WEIGHTS_FILE, own["crc32"])
     state = load_file(str(folder / WEIGHTS_FILE))
     plan, weights = EncoderPlan.from_dict(own["plan"]), own["weights"]
-    factors = {name: Factors(state.pop(f"{name}.a"), state.pop(f"{name}.b")) for name in weights}
     kind = getattr(transformers, config["architectures"][0])
     model = kind(kind.config_class.from_dict(config)).to(getattr(torch, config["dtype"])).eval()
+    factors = {}
+    for name, entry in weights.items():
+        of = [model.get_submodule(linear) for linear in entry["linears"]]
+        sizes = sum(linear.out_features for linear in of), of[0].in_features
+        factors[name] = _factors_of(name, entry, state, sizes)
     state |= _products(model, factors, weights)
     missing, unknown = model.load_state_dict(state, strict=False)
     model.tie_weights()
@@ -163,8 +208,7 @@ def load_factorized(folder: str | Path, *, device: torch.device | str = "cpu") -
     for name, entry in weights.items():
         encoder = encoders[entry["encoder"]]
         layers = made.setdefault(encoder, [{} for _ in range(_count(entry["encoder"], weights))])
-        held = factors[name]
-        layers[entry["layer"]][entry["part"]] = Factors(held.a.to(device), held.b.to(device))
+        layers[entry["layer"]][entry["part"]] = factors[name].to(device)
     for parts in made.values():
         parts += [{} for _ in range(model.config.num_hidden_layers - len(parts))]
     convert_compressed(model, plan, True, made)
@@ -178,13 +222,17 @@ def _count(encoder: str, weights: Mapping[str, dict[str, Any]]) -> int:
 
 
 def _products(
-    model: nn.Module, factors: Mapping[str, Factors], weights: Mapping[str, dict[str, Any]]
+    model: nn.Module,
+    factors: Mapping[str, Factors | GroupedFactors],
+    weights: Mapping[str, dict[str, Any]],
 ) -> dict[str, Tensor]:
     """The weights of linear layers that factors stand for, by their names."""
     found = {}
     for name, entry in weights.items():
         held = factors[name]
-        whole = Factors(held.a.float(), held.b.float()).weight.to(held.a.dtype)
+        if isinstance(held, Factors):
+            held = Factors(held.a.float(), held.b.float())
+        whole = held.weight.to(next(model.parameters()).dtype)
         linears = [model.get_submodule(linear) for linear in entry["linears"]]
         sizes = [int(linear.out_features) for linear in linears]  # type: ignore[arg-type]
         for linear, part in zip(entry["linears"], whole.split(sizes), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..grouped.weight import GroupedWeight
@@ -49,6 +50,10 @@ class Factors:
         """How many there are in both."""
         return self.a.numel() + self.b.numel()
 
+    def to(self, device: torch.device | str) -> Factors:
+        """The same on another device."""
+        return Factors(self.a.to(device), self.b.to(device))
+
     def cut(self, rank: int) -> Factors:
         """Factors of a smaller rank: the first of ``a``'s rows and of ``b``'s columns, which are
         the best ones where they are in the order of their worth."""
@@ -81,6 +86,10 @@ class GroupedFactors:
     def rank(self) -> int:
         """R"""
         return self.a.outputs
+
+    def to(self, device: torch.device | str) -> GroupedFactors:
+        """The same on another device."""
+        return GroupedFactors(self.a.to(device), self.b.to(device))
 
     @property
     def weight(self) -> Tensor:
