@@ -12,10 +12,9 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-import time
 from pathlib import Path
 
-from following import Lesson, add_arguments, fine_tune, mean_cosine
+from following import Lesson, add_arguments, mean_cosine
 
 import filbert
 from filbert.compress.quantize import StraightThrough
@@ -29,23 +28,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="save the packed model there")
     args = parser.parse_args(argv)
     lesson = Lesson.of(args)
-    teacher, seen, held_out = lesson.teacher, lesson.seen, lesson.held_out
+    teacher, held_out = lesson.teacher, lesson.held_out
     calibration = None if args.smoke else lesson.calibration(8)
     rounded = filbert.quantize(copy.deepcopy(teacher), args.bits, calibration=calibration)
     before = mean_cosine(rounded, teacher, held_out)
     student = copy.deepcopy(teacher)
     training = StraightThrough(student, args.bits)
     untrained = mean_cosine(student, teacher, held_out)
-    started = time.perf_counter()
-    fine_tune(
-        student, teacher, seen, steps=lesson.steps, learning_rate=args.learning_rate,
-        seed=args.seed,
-    )  # fmt: skip
-    seconds = time.perf_counter() - started
-    simulated = mean_cosine(student, teacher, held_out)
-    training.finish()
-    after = mean_cosine(student, teacher, held_out)
-    print(f"{lesson.steps} steps in {seconds:.0f} s")
+    simulated, after = lesson.teach(student, training, args)
     print(f"held-out topics, mean cosine with the teacher's embeddings, {args.bits} bits:")
     print(f"  rounded                {untrained:.4f}")
     print(f"  {'least squares' if args.smoke else 'GPTQ':<22} {before:.4f}")

@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-import time
 
-from following import Lesson, add_arguments, fine_tune, mean_cosine
+from following import Lesson, add_arguments, mean_cosine
 
 import filbert
 from filbert.compress.lowrank import FactorTraining
@@ -27,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     add_arguments(parser, 3e-4)
     args = parser.parse_args(argv)
     lesson = Lesson.of(args)
-    teacher, seen, held_out = lesson.teacher, lesson.seen, lesson.held_out
+    teacher, held_out = lesson.teacher, lesson.held_out
     calibration = lesson.calibration(12)
     ratio = args.param_ratio
     plain, whitened = (
@@ -39,16 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     student = copy.deepcopy(teacher)
     training = FactorTraining(student, param_ratio=ratio, calibration=calibration)
-    started = time.perf_counter()
-    fine_tune(
-        student, teacher, seen, steps=lesson.steps, learning_rate=args.learning_rate,
-        seed=args.seed,
-    )  # fmt: skip
-    seconds = time.perf_counter() - started
-    simulated = mean_cosine(student, teacher, held_out)
-    training.finish()
-    after = mean_cosine(student, teacher, held_out)
-    print(f"{lesson.steps} steps in {seconds:.0f} s")
+    simulated, after = lesson.teach(student, training, args)
     print(
         f"held-out topics, mean cosine with the teacher's embeddings, {ratio:.0%} of the numbers:"
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import random
+import time
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from passages import Batch, make_batches, mean_pooled, split_passages
@@ -12,6 +14,13 @@ from torch.nn import functional as F
 
 from filbert.app.corpus import minilm_folder
 from filbert.app.embedder import Embedder, ModelFolder
+
+
+class Training(Protocol):
+    """What the library makes of a student for a while."""
+
+    def finish(self) -> Any:
+        """Packs it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, learning_rate: float) -> None:
@@ -46,6 +55,24 @@ class Lesson:
             make_batches(embedder, part, 16, max_length) for part in split_passages(limit)
         )
         return cls(embedder.model.eval(), seen, held_out, steps)
+
+    def teach(
+        self, student: torch.nn.Module, training: Training, args: argparse.Namespace
+    ) -> tuple[float, float]:
+        """Fine-tunes the student and packs it.
+
+        Returns:
+            Its mean cosine with the teacher on held-out texts, before it is packed and after.
+        """
+        started = time.perf_counter()
+        fine_tune(
+            student, self.teacher, self.seen, steps=self.steps, learning_rate=args.learning_rate,
+            seed=args.seed,
+        )  # fmt: skip
+        print(f"{self.steps} steps in {time.perf_counter() - started:.0f} s")
+        simulated = mean_cosine(student, self.teacher, self.held_out)
+        training.finish()
+        return simulated, mean_cosine(student, self.teacher, self.held_out)
 
     def calibration(self, count: int) -> list[dict[str, torch.Tensor]]:
         """Texts of so many of the seen batches, one by one."""

@@ -97,9 +97,7 @@ Tensor ffn_lowrank(Tensor x, std::optional<Tensor> up_a, Tensor up_b, std::optio
   args.down.a = call.read(down_a);
   args.down.b = down_b ? call.read(*down_b) : nullptr;
   args.down.bias = down_bias ? call.read(*down_bias) : nullptr;
-  args.residual = residual ? call.read(*residual) : nullptr;
-  args.norm_weight = norm_weight ? call.read(*norm_weight) : nullptr;
-  args.norm_bias = norm_bias ? call.read(*norm_bias) : nullptr;
+  read_follows(call, residual, norm_weight, norm_bias, args);
   args.out = call.write(out);
   if (partial) args.partial = call.write<float>(*partial);
   FILBERT_RUN(ffn_lowrank, args, call);

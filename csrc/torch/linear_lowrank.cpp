@@ -55,9 +55,7 @@ Tensor linear_lowrank(Tensor x, Tensor a, Tensor b, int64_t rank, int64_t output
   args.factors.a = call.read(a);
   args.factors.b = call.read(b);
   args.factors.bias = bias ? call.read(*bias) : nullptr;
-  args.residual = residual ? call.read(*residual) : nullptr;
-  args.norm_weight = norm_weight ? call.read(*norm_weight) : nullptr;
-  args.norm_bias = norm_bias ? call.read(*norm_bias) : nullptr;
+  read_follows(call, residual, norm_weight, norm_bias, args);
   args.out = call.write(out);
   FILBERT_RUN(linear_lowrank, args, call);
   call.finish();

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import queue
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import filbert
 from binarize_cases import own
 from filbert.nn import PackedLinear
 from models import MASKS, build, tokens
+from tiny_model import python_environment
 from tolerances import assert_exact
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,6 +30,7 @@ def models() -> dict[str, Any]:
         "bfloat16": filbert.convert(build("bert", dtype=torch.bfloat16)),
         "head": filbert.convert(build("distilbert", "SequenceClassification")),
         "share_memory": shared,
+        "low rank": filbert.factorize(build("bert"), ranks=9),
         "1-bit": filbert.binarize(own("bibert")),
     }
 
@@ -105,3 +109,39 @@ def test_a_model_goes_through_a_queue_to_a_child_that_runs():
 def echo(inbox: Any, results: Any) -> None:
     torch.set_num_threads(1)
     results.put(run(inbox.get()).numpy().tobytes())
+
+
+WITHOUT = """
+import copy, torch, filbert
+from transformers import BertConfig, BertModel
+
+torch.manual_seed(0)
+model = BertModel(BertConfig(
+    vocab_size=50, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
+    intermediate_size=128, max_position_embeddings=40,
+)).eval()
+ids = torch.arange(14).view(2, 7)
+assert "ops" in filbert._load.missing
+makes = {
+    "dense": filbert.convert, "few bits": lambda m: filbert.quantize(m, 8),
+    "low rank": lambda m: filbert.factorize(m, ranks=16),
+    "both": lambda m: filbert.factorize(m, ranks=16, factor_bits=8),
+}
+for name, make in makes.items():
+    packed = make(copy.deepcopy(model))
+    plain = filbert.revert(copy.deepcopy(packed))
+    with torch.no_grad():
+        got, right = (m(ids, attention_mask=torch.ones_like(ids))[0] for m in (packed, plain))
+    print(name, float((got - right).abs().max()) < 0.05)
+"""
+
+
+def test_without_the_compiled_library_references_run(tmp_path):
+    """Only a process of its own has no operators at all."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT], capture_output=True, text=True,
+        timeout=300, env=python_environment() | {"FILBERT_LIBRARY_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = ("dense", "few bits", "low rank", "both")
+    assert done.stdout.splitlines() == [f"{name} True" for name in names]

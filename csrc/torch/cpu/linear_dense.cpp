@@ -38,9 +38,7 @@ Tensor linear_dense(Tensor x, Tensor weight, int64_t outputs, std::optional<Tens
   args.x = call.read(x);
   args.weight = call.read(weight);
   args.bias = bias ? call.read(*bias) : nullptr;
-  args.residual = residual ? call.read(*residual) : nullptr;
-  args.norm_weight = norm_weight ? call.read(*norm_weight) : nullptr;
-  args.norm_bias = norm_bias ? call.read(*norm_bias) : nullptr;
+  read_follows(call, residual, norm_weight, norm_bias, args);
   args.out = call.write(out);
   linear_dense_cpu(args);
   call.finish();

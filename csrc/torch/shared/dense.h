@@ -37,13 +37,6 @@ inline void check_packed(const Tensor& weight, DType dtype, int64_t inputs, int6
   check(false, op, name, weight, need.str().c_str(), "pack_dense of the [N, K] weight");
 }
 
-// The rank that a second factor [N, R] was packed with, at least `rank`. Of an odd rank in bfloat16
-// it is one more: the last pair's other half is zero.
-inline int64_t held_rank(const Tensor& b, DType dtype, int64_t rank) {
-  const int64_t held = b.dim() >= 2 ? b.size(1) * (dtype == DType::kBFloat16 ? 2 : 1) : 0;
-  return held > rank ? held : rank;
-}
-
 // Rows of `width` values, or of any if it is negative.
 inline void check_rows(const Tensor& t, const char* op, const char* name, int64_t width) {
   const bool ok =
@@ -72,6 +65,16 @@ inline int64_t check_follows(const Tensor& x, int64_t outputs,
     check_vector(*norm_bias, outputs, x, op, "norm_bias");
   }
   return residual ? residual->stride(0) : 0;
+}
+
+// Their pointers, once they are checked.
+template <typename Args>
+void read_follows(Call& call, const std::optional<Tensor>& residual,
+                  const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias,
+                  Args& args) {
+  args.residual = residual ? call.read(*residual) : nullptr;
+  args.norm_weight = norm_weight ? call.read(*norm_weight) : nullptr;
+  args.norm_bias = norm_bias ? call.read(*norm_bias) : nullptr;
 }
 
 }  // namespace filbert

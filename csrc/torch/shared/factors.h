@@ -41,10 +41,12 @@ inline void check_for_gpu(const char* op, DType dtype,
         "x.contiguous().clone()");
 }
 
-// The rank that a second factor was packed with, at least `rank`.
+// The rank that a second factor was packed with, at least `rank`. It is rounded up as the layout
+// is: on a GPU to 16, and in bfloat16 on a CPU to a pair, whose other half is zero.
 inline int64_t held_of(const Tensor& b, DType dtype, int64_t rank) {
-  if (!kOnGpu) return held_rank(b, dtype, rank);
-  return std::max((rank + 15) / 16 * 16, b.dim() == 2 ? b.size(1) : 0);
+  const int64_t steps = b.dim() >= 2 ? b.size(1) : 0;
+  if (kOnGpu) return std::max((rank + 15) / 16 * 16, steps);
+  return std::max(rank, dtype == DType::kBFloat16 ? 2 * steps : steps);
 }
 
 }  // namespace filbert

@@ -162,9 +162,9 @@ class PackedEncoder(nn.Module):
 
     def _run(self, rows: Tensor, batch: PackedBatch, pooled: str | None = None) -> Tensor:
         """:meth:`forward_packed` of what has been checked."""
-        *body, last = self.layers
+        *body, last = layers = self.layers
         with below_autograd():
-            rows = self.layers[0].fill_up(rows)  # here, so that the others are free
+            rows = layers[0].taken(rows, batch)  # here, so that the rows before are free
             for layer in body:
                 rows, batch = layer(rows, batch)
             if pooled is not None:

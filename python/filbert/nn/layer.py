@@ -230,12 +230,16 @@ class EncoderLayer(nn.Module):
         :mod:`filbert.nn.row_blocks`."""
         return rows if self._row_block is None else fill_up(rows, self._row_block)
 
+    def taken(self, rows: Tensor, batch: PackedBatch) -> Tensor:
+        """``rows`` as attention takes them: filled up, or those of the batch alone."""
+        return self.fill_up(rows) if self.attention.takes_more_rows else rows[: batch.num_rows]
+
     def forward(self, rows: Tensor, batch: PackedBatch) -> tuple[Tensor, PackedBatch]:
         """Rows ``[T, N]`` and their batch to the rows and the batch of the next layer.
 
         T may be more than the batch's rows; what becomes of the rows behind them means nothing.
         """
-        rows = self.fill_up(rows) if self.attention.takes_more_rows else rows[: batch.num_rows]
+        rows = self.taken(rows, batch)
         if self._row_block is None or rows.shape[0] <= self._row_block:
             short = self._short_path()
             if short is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -95,6 +96,7 @@ def ffn_lowrank(
     return result
 
 
+@cache
 def most_rank(device: torch.device) -> int:
     """The largest rank of :func:`ffn_lowrank` on a GPU: 256, or 128 where a block has less than 104
     KiB of shared memory, as on all but those for data centres."""

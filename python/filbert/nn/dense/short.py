@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of
 
+from ... import _load
 from ...packed.batch import PackedBatch
 from ..grouped.linear import LinearGrouped
 from ..lowrank.attention import LowRankAttention
@@ -160,7 +161,7 @@ class ShortPath:
     def of(cls, layer: Any) -> ShortPath | None:
         """That of an :class:`~filbert.nn.layer.EncoderLayer`, or None where a slot is of another
         kind or runs another library."""
-        if layer.feed_forward.activation is not None:
+        if not _load.have_ops() or layer.feed_forward.activation is not None:
             return None
         attention, out = _attention(layer.attention), _product(layer.out)
         ffn = _feed_forward(layer.feed_forward)

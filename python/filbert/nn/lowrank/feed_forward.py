@@ -5,13 +5,12 @@ Paper: FlashSVD, arXiv 2508.01506.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ... import ops
 from ..inference import check_no_gradient
 from ..layer import FeedForward, RowNorm
-from .linear import LinearLowRank
+from .linear import LinearLowRank, why_not_on_gpu
 
 __all__ = ["FeedForwardLowRank"]
 
@@ -41,15 +40,7 @@ class FeedForwardLowRank(FeedForward):
 
     def why_not_fused(self) -> str | None:
         """Why a GPU does not run it as one operator, or None if it does."""
-        up, down = self.up, self.down
-        sizes = (up.in_features, up.out_features, down.out_features)
-        if up.compute_dtype == torch.float32:
-            return "rows are float32"
-        if any(size % 8 for size in sizes):
-            return f"sizes {sizes} are no multiples of 8"
-        most = ops.most_rank(up.a.device)
-        rank = max(up.rank_in_use, down.rank_in_use)
-        return None if rank <= most else f"rank {rank} is above {most}"
+        return why_not_on_gpu(self.up, self.down)
 
     def forward(self, rows: Tensor, *, norm: RowNorm) -> Tensor:
         """Rows ``[T, N]`` to ``[T, N]``; each row on its own."""

@@ -30,6 +30,17 @@ def on_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def why_not_on_gpu(*linears: LinearLowRank) -> str | None:
+    """Why layers that follow each other have no kernel of filbert's on a GPU, or None."""
+    if linears[0].compute_dtype == torch.float32:
+        return "rows are float32"
+    sizes = [size for one in linears for size in (one.in_features, one.out_features)]
+    if any(size % 8 for size in sizes):
+        return f"sizes {sizes} are no multiples of 8"
+    rank, most = max(one.rank_in_use for one in linears), ops.most_rank(linears[0].a.device)
+    return None if rank <= most else f"rank {rank} is above {most}"
+
+
 _ACTIVATIONS = (None, "gelu", "gelu_tanh", "relu", "silu")
 
 
@@ -119,13 +130,7 @@ class LinearLowRank(nn.Module):
 
     def _in_one(self, rows: int) -> bool:
         """Whether a GPU runs both products as one: with rows for all of its multiprocessors."""
-        sizes = (self.in_features, self.out_features)
-        return (
-            rows >= FEWEST_ROWS
-            and self.compute_dtype != torch.float32
-            and all(size % 8 == 0 for size in sizes)
-            and self.rank_in_use <= ops.most_rank(self.a.device)
-        )
+        return rows >= FEWEST_ROWS and why_not_on_gpu(self) is None
 
     @property
     def batch_invariant(self) -> bool:
